@@ -1,0 +1,185 @@
+"""Every message between an API server and an engine core, and the one encoder and decoder for them.
+
+Invariant: a message is one msgpack map of a tagged struct; fields may be added (unknown ones are ignored, new ones have defaults), never
+change their meaning. Token ids travel as packed little-endian 32-bit integers, so that a prompt of 8,192 tokens is one copy and not 8,192 objects.
+Does not open sockets and does not know who sends what: see ``docs/wire-protocol.md`` section 5.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final, TypeVar
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+
+
+class ProtocolError(Exception):
+    """A frame that is not what this protocol allows: says what was wanted and what was found."""
+
+
+def pack_tokens(tokens: list[int] | tuple[int, ...]) -> bytes:
+    """Token ids (each 0 <= id < 2**31) as little-endian int32 bytes."""
+    return array("i", tokens).tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """The inverse of :func:`pack_tokens`. Raises ProtocolError when the length is no multiple of four bytes."""
+    if len(packed) % 4:
+        raise ProtocolError(f"token ids come in 4-byte steps, found {len(packed)} bytes")
+    tokens = array("i")
+    tokens.frombytes(packed)
+    return tokens.tolist()
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token of a request is chosen. Temperature 0 is greedy; everything else then only filters."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 = all tokens."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    """Absent = a seed nobody can predict; the engine core draws it once per request."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends the request, besides the model's own end tokens; the stop token is the last one reported."""
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """How many alternatives per token; 0 = only the chosen token's; absent = none."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position: the chosen token's, and the best alternatives in falling order."""
+
+    token: int
+    logprob: float
+    top_tokens: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a core: who it is and what it can take. The front ends apply ``max_context_length`` from then on."""
+
+    version: int
+    replica_uid: str
+    rank: int
+    incarnation: int
+    config_hash: str
+    """Of everything that must agree between processes: model, revision, dtype, parallel shape."""
+    max_context_length: int
+    """Tokens of prompt and answer together that always fit."""
+    kv_blocks: int
+    """Blocks a request may own: the reserved block is not counted."""
+    block_size: int
+    max_batch: int
+    """Most requests running at once."""
+    context_limited_by: str = ""
+    """``model``, ``memory`` or ``spec``."""
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The front end will send requests to this core."""
+
+    version: int
+    front_end: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The front end will not; the core reports the reason as its failure and exits."""
+
+    reason: str
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
+    """One sequence to generate. A front end splits ``n`` answers into ``n`` of these."""
+
+    request_id: str
+    prompt: bytes
+    """:func:`pack_tokens` of the prompt's token ids; at least one."""
+    sampling: Sampling
+    arrival_seconds: float = 0.0
+    """``time.monotonic`` of the front end at arrival: same machine, same clock."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Forget these requests. No output follows; unknown ids are ignored, since an answer may be on its way."""
+
+    request_ids: tuple[str, ...]
+
+
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one step added to one request. After ``finish_reason`` nothing follows."""
+
+    request_id: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    """``stop`` (end or stop token), ``length``, ``error``."""
+    stop_token: int | None = None
+    """The token that ended it: also the last of ``tokens``, not part of the text."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were reused; given with the first token."""
+    error: str = ""
+
+
+class StepStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The scheduler's figures after a step, for ``/metrics``. Counters only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    steps: int = 0
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs", omit_defaults=True):
+    """One message per step and front end."""
+
+    outputs: tuple[RequestOutput, ...] = ()
+    stats: StepStats | None = None
+
+
+_Message = TypeVar("_Message")
+
+FromCore = Hello | Outputs
+ToCore = Welcome | Refused | Submit | Abort
+
+_encoder = msgspec.msgpack.Encoder()
+_from_core = msgspec.msgpack.Decoder(FromCore)
+_to_core = msgspec.msgpack.Decoder(ToCore)
+
+
+def encode(message: FromCore | ToCore) -> bytes:
+    """One payload frame."""
+    return _encoder.encode(message)
+
+
+def decode_from_core(frames: list[bytes]) -> FromCore:
+    """The message in the frames that follow the routing identity. Raises ProtocolError."""
+    return _decode(frames, _from_core)
+
+
+def decode_to_core(frames: list[bytes]) -> ToCore:
+    """The message a core received. Raises ProtocolError."""
+    return _decode(frames, _to_core)
+
+
+def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[_Message]) -> _Message:
+    if len(frames) != 1:
+        raise ProtocolError(f"a message is exactly one frame, found {len(frames)}")
+    try:
+        return decoder.decode(frames[0])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"undecodable message of {len(frames[0])} bytes: {error}") from error
