@@ -1,7 +1,7 @@
 """The configuration of one replica's engine: parsed once by the launcher, handed to every process as one JSON file.
 
-Invariant: frozen and complete; a process never reads a flag, a default or the environment for behaviour again. Does not parse flags
-(``flags.py``) and does not look at the machine (``memory_budget.py``).
+Invariant: frozen and complete; a process never reads a flag, a default or the environment for behaviour again.
+Does not parse flags (``flags.py``) and does not look at the machine (``memory_budget.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every message between an API server and an engine core, and the one encoder and decoder for them.
 
-Invariant: a message is one msgpack map of a tagged struct; fields may be added (unknown ones are ignored, new ones have defaults), never
-change their meaning. Token ids travel as packed little-endian 32-bit integers, so that a prompt of 8,192 tokens is one copy and not 8,192 objects.
+Invariant: a message is one msgpack map of a tagged struct; fields may be added (unknown ones are ignored, new ones have
+defaults), never change their meaning. Token ids travel as packed little-endian 32-bit integers, so that a prompt of 8,192
+tokens is one copy and not 8,192 objects.
 Does not open sockets and does not know who sends what: see ``docs/wire-protocol.md`` section 5.
 """
 
