@@ -7,3 +7,5 @@ lock() { uv pip compile --quiet --universal --python-version 3.11 --generate-has
 lock --extra operator --extra engine --extra ray --extra dev --output-file locks/dev.txt
 lock --extra operator --constraint locks/dev.txt --output-file locks/operator.txt
 lock --extra engine --constraint locks/dev.txt --output-file locks/engine.txt
+echo uv | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+    --no-annotate - --output-file locks/uv.txt

@@ -1,0 +1,51 @@
+# Verbs of Enginehouse. Caches (virtual environments, Kubernetes binaries, images, models) live in $(CACHE), never in the tree.
+CACHE := $(or $(ENGINEHOUSE_CACHE),$(HOME)/.cache/enginehouse)
+PYTHON ?= python3
+VENV := $(CACHE)/venv-$(shell cat locks/uv.txt locks/dev.txt | sha256sum | cut -c1-12)
+RUN := env PYTHONPATH=operator:engine_image:tests $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest
+
+.PHONY: help setup check fix test proof demo demo-down bench images generate lock clean
+help:           ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/ready ## the development environment, from the lock files
+$(VENV)/ready: locks/uv.txt locks/dev.txt
+	@echo "making $(VENV): about 6 GB, a minute or two on a fast line"
+	@locks/install.sh $(PYTHON) $(VENV)
+	@ln -sfn $(VENV) .venv && touch $@
+
+check: setup    ## lint, format, types, layers
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	env MYPYPATH=operator:engine_image:tests $(VENV)/bin/mypy
+	env PYTHONPATH=operator:engine_image:tests $(VENV)/bin/lint-imports
+
+fix: setup      ## repair what ruff can repair
+	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+test: check     ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
+	$(PYTEST) -m "not slow and not gpu"
+
+proof: check    ## the long matrices, soaks and version sweeps
+	$(PYTEST) -m "slow or not slow"
+
+demo: setup     ## a Kubernetes, the operator, a model, an answer
+	$(RUN) examples/demo.py up
+
+demo-down: setup ## remove everything the demo made, but the caches
+	$(RUN) examples/demo.py down
+
+bench: setup    ## figures beside a peer: make bench NAME=engine (or apply)
+	$(RUN) tests/bench/$(NAME).py
+
+images: setup   ## build both images
+	$(RUN) -m localkube images
+
+generate: setup ## everything that is generated and checked in
+	$(RUN) charts/generate.py
+
+lock:           ## write the lock files again after a change of pyproject.toml
+	locks/build.sh
+
+clean: demo-down
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
