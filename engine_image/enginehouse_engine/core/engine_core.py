@@ -1,0 +1,200 @@
+"""One rank's engine: requests in, one step at a time, tokens out.
+
+Invariant: a request that was added ends with exactly one output that has a finish reason, unless it is aborted; one that can
+never run is refused at once and never queued.
+Does not know sockets, processes or time (``process.py``), nor how a model is run (``executor/``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from enginehouse_engine.config import ConfigError, EngineConfig
+from enginehouse_engine.core.batch import build_step
+from enginehouse_engine.core.context_fit import ContextFit, fit_context
+from enginehouse_engine.core.kv_cache import BlockPool
+from enginehouse_engine.core.scheduler import Scheduler
+from enginehouse_engine.core.sequence import Sequence
+from enginehouse_engine.executor.contract import Executor, StepOutput, WorkerProfile
+from enginehouse_engine.protocol import ProtocolError, RequestOutput, StepStats, Submit, TokenLogprobs, unpack_tokens
+
+
+class EngineCore:
+    """Scheduler, KV cache and executor of one rank. Front ends are told apart by their index."""
+
+    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+        """Profile, fit the context to the memory and allocate the cache. Raises ContextTooSmall."""
+        if config.max_step_tokens < config.max_batch:
+            raise ConfigError(
+                f"a step of {config.max_step_tokens} tokens cannot serve {config.max_batch} sequences: raise max_step_tokens to "
+                "max_batch at least"
+            )
+        self._executor = executor
+        profiles = executor.determine_available_memory()
+        self.fit = _smallest_fit(config, profiles)
+        executor.initialize_kv_cache(self.fit.total_blocks)
+        self._vocabulary_size = profiles[0].vocabulary_size
+        self._end_token_ids = profiles[0].end_token_ids
+        self._pool = BlockPool(self.fit.total_blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=config.block_size,
+            max_batch=config.max_batch,
+            max_step_tokens=config.max_step_tokens,
+        )
+        self._sequences: dict[tuple[int, str], Sequence] = {}
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._cached_tokens = 0
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def add(self, submit: Submit, *, front_end: int) -> RequestOutput | None:
+        """Queue a request; the output that refuses it when it can never run."""
+        try:
+            tokens = unpack_tokens(submit.prompt)
+        except ProtocolError as error:
+            return _refusal(submit, str(error))
+        if reason := self._why_never(submit, tokens, front_end):
+            return _refusal(submit, reason)
+        seed = submit.sampling.seed
+        sequence = Sequence(
+            front_end=front_end,
+            request_id=submit.request_id,
+            tokens=tokens,
+            prompt_length=len(tokens),
+            sampling=submit.sampling,
+            seed=secrets.randbits(64) if seed is None else seed % 2**64,
+        )
+        self._sequences[front_end, submit.request_id] = sequence
+        self._scheduler.add(sequence)
+        return None
+
+    def abort(self, request_ids: Iterable[str], *, front_end: int) -> None:
+        """Forget requests of a front end; unknown ids are ignored."""
+        for request_id in request_ids:
+            if sequence := self._sequences.pop((front_end, request_id), None):
+                self._scheduler.remove(sequence)
+
+    def abort_front_end(self, front_end: int) -> None:
+        """Forget all requests of a front end that is gone."""
+        self.abort([request_id for owner, request_id in self._sequences if owner == front_end], front_end=front_end)
+
+    def step(self) -> dict[int, tuple[RequestOutput, ...]]:
+        """Compute one step; what it added, by front end. Only with :attr:`has_work`."""
+        plan = self._scheduler.plan()
+        if not plan.scheduled:
+            raise RuntimeError(f"the scheduler planned nothing for {len(self._sequences)} requests")
+        step, parts = build_step(plan, end_token_ids=self._end_token_ids)
+        output = self._executor.execute_model(step)
+        self._steps += 1
+        self._scheduler.commit(plan)
+        outputs: dict[int, list[RequestOutput]] = {}
+        tokens = output.tokens.tolist()
+        for row, part in enumerate(parts[: step.choosing]):
+            sequence = part.sequence
+            outputs.setdefault(sequence.front_end, []).append(self._append(sequence, tokens[row], output, row))
+        return {front_end: tuple(rows) for front_end, rows in outputs.items()}
+
+    def stats(self) -> StepStats:
+        """The figures after the last step."""
+        return StepStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_blocks_used=self._pool.used_blocks,
+            kv_blocks_total=self._pool.usable_blocks,
+            preemptions=self._scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            cached_tokens=self._cached_tokens,
+            steps=self._steps,
+        )
+
+    def shutdown(self) -> None:
+        """Release what the executor holds."""
+        self._executor.shutdown()
+
+    def _why_never(self, submit: Submit, tokens: list[int], front_end: int) -> str:
+        limit = self.fit.max_context_length
+        asked = len(tokens) + submit.sampling.max_tokens
+        if not tokens:
+            return "the prompt is empty: at least one token is needed"
+        if submit.sampling.max_tokens < 1:
+            return f"max_tokens is at least 1, found {submit.sampling.max_tokens}"
+        if asked > limit:
+            return (
+                f"prompt ({len(tokens)} tokens) and answer ({submit.sampling.max_tokens} tokens) need a context of {asked} tokens, "
+                f"this engine's is {limit}: shorten one of them"
+            )
+        named = (*tokens, *submit.sampling.logit_bias, *submit.sampling.stop_token_ids)
+        if foreign := [token for token in named if not 0 <= token < self._vocabulary_size]:
+            return f"token id {foreign[0]} is not in the model's vocabulary of {self._vocabulary_size}"
+        if (front_end, submit.request_id) in self._sequences:
+            return f"a request with id {submit.request_id} is already running"
+        return ""
+
+    def _append(self, sequence: Sequence, token: int, output: StepOutput, row: int) -> RequestOutput:
+        first = sequence.generated == 0
+        sequence.tokens.append(token)
+        self._generated_tokens += 1
+        if first:
+            self._prompt_tokens += sequence.prompt_length
+            self._cached_tokens += sequence.cached_tokens or 0
+        reason = self._finish_reason(sequence, token)
+        if reason is not None:
+            self._scheduler.remove(sequence)
+            del self._sequences[sequence.front_end, sequence.request_id]
+        return RequestOutput(
+            request_id=sequence.request_id,
+            tokens=(token,),
+            finish_reason=reason,
+            stop_token=token if reason == "stop" else None,
+            logprobs=_token_logprobs(sequence, token, output, row),
+            cached_tokens=(sequence.cached_tokens or 0) if first else 0,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
+        sampling = sequence.sampling
+        # A forbidden token can still come out when every other one is forbidden too: it then does not end the answer early.
+        if sequence.generated > sampling.min_tokens and (
+            token in sampling.stop_token_ids or (token in self._end_token_ids and not sampling.ignore_eos)
+        ):
+            return "stop"
+        return "length" if sequence.generated == sampling.max_tokens else None
+
+
+def _smallest_fit(config: EngineConfig, profiles: list[WorkerProfile]) -> ContextFit:
+    """What fits in every worker."""
+    fits = [
+        fit_context(
+            available_bytes=profile.available_bytes,
+            block_bytes=profile.block_bytes,
+            block_size=config.block_size,
+            max_batch=config.max_batch,
+            model_max_length=profile.model_max_length,
+            spec_max_length=config.max_context_length,
+            min_context_length=config.min_context_length,
+        )
+        for profile in profiles
+    ]
+    return min(fits, key=lambda fit: fit.total_blocks)
+
+
+def _refusal(submit: Submit, reason: str) -> RequestOutput:
+    return RequestOutput(request_id=submit.request_id, finish_reason="error", error=reason)
+
+
+def _token_logprobs(sequence: Sequence, token: int, output: StepOutput, row: int) -> tuple[TokenLogprobs, ...]:
+    wanted = sequence.sampling.logprobs
+    if wanted is None or output.logprobs is None:
+        return ()
+    top_tokens: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    if wanted and output.top_tokens is not None and output.top_logprobs is not None:
+        top_tokens = tuple(output.top_tokens[row, :wanted].tolist())
+        top_logprobs = tuple(output.top_logprobs[row, :wanted].tolist())
+    return (TokenLogprobs(token, float(output.logprobs[row]), top_tokens, top_logprobs),)

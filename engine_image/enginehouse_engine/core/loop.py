@@ -1,0 +1,139 @@
+"""The engine core's loop: messages in, one step, outputs out; asleep in the kernel whenever there is nothing to compute.
+
+Invariant: one thread and one place that waits; the wait has a deadline while an answer is owed and none while idle.
+Does not load anything (``process.py``) and does not schedule (``engine_core.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import zmq
+
+from enginehouse_engine.config import EngineConfig
+from enginehouse_engine.core.engine_core import EngineCore
+from enginehouse_engine.core.front_ends import FrontEnds
+from enginehouse_engine.protocol import PROTOCOL_VERSION, Abort, Hello, Outputs, Refused, Submit, ToCore, Welcome
+from enginehouse_engine.registration import Registration, RegistrationError
+
+logger = logging.getLogger("enginehouse.core")
+
+
+class HandshakeTimeout(Exception):
+    """Launcher or front ends did not answer in time; names who is missing."""
+
+
+class HandshakeRefused(Exception):
+    """A front end does not want this core; carries its reason."""
+
+
+class Loop:
+    """Serves until the launcher says ``stop``."""
+
+    def __init__(self, registration: Registration, config: EngineConfig, core: EngineCore, *, rank: int, incarnation: int) -> None:
+        hello = Hello(
+            version=PROTOCOL_VERSION,
+            replica_uid=config.replica_uid,
+            rank=rank,
+            incarnation=incarnation,
+            config_hash=config.hash(),
+            max_context_length=core.fit.max_context_length,
+            kv_blocks=core.fit.usable_blocks,
+            block_size=config.block_size,
+            max_batch=config.max_batch,
+            context_limited_by=core.fit.limited_by,
+        )
+        self._registration = registration
+        self._config = config
+        self._core = core
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._poller.register(registration.fileno(), zmq.POLLIN)
+        self._front_ends = FrontEnds(self._context, self._poller, hello)
+        self._waiting_for = ["the launcher's list of front ends"]
+        self._deadline = time.monotonic() + config.startup_timeout_seconds
+        self._busy = False
+        self._stopping = False
+        self._draining = False
+
+    def run(self) -> None:
+        """Raises HandshakeTimeout, HandshakeRefused, LauncherGone, ProtocolError and whatever a step raises."""
+        try:
+            while not self._stopping:
+                self._poller.poll(self._patience_milliseconds())
+                while message := self._registration.receive():
+                    self._obey(message)
+                for front_end, request in self._front_ends.receive():
+                    self._take(front_end, request)
+                self._advance()
+        finally:
+            self._front_ends.close()
+            self._context.term()
+
+    def _patience_milliseconds(self) -> int | None:
+        if self._core.has_work or self._draining:
+            return 0
+        if not self._waiting_for:
+            return None
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise HandshakeTimeout(f"no answer in {self._config.startup_timeout_seconds:.0f} s from {', '.join(self._waiting_for)}")
+        return math.ceil(left * 1000)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "addresses":
+                self._connect(message)
+            case "drain":
+                self._draining = True
+            case "stop":
+                self._stopping = True
+            case other:
+                logger.info("message %r of the launcher is not known here", other)
+
+    def _connect(self, message: dict[str, Any]) -> None:
+        try:
+            replica_uid = message["replicaUid"]
+            endpoints = {int(front_end["index"]): str(front_end["endpoint"]) for front_end in message["frontEnds"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise RegistrationError(f"addresses are {{frontEnds: [{{index, endpoint}}], replicaUid}}, found {message}") from error
+        if replica_uid != self._config.replica_uid:
+            logger.warning("addresses of replica %s are ignored, this is %s", replica_uid, self._config.replica_uid)
+            return
+        for index in self._front_ends.update(endpoints):
+            self._core.abort_front_end(index)
+        self._deadline = time.monotonic() + self._config.startup_timeout_seconds
+        self._waiting_for = self._front_ends.unwelcomed()
+
+    def _take(self, front_end: int, message: ToCore) -> None:
+        match message:
+            case Submit():
+                if refusal := self._core.add(message, front_end=front_end):
+                    self._front_ends.send(front_end, Outputs((refusal,), self._core.stats()))
+            case Abort():
+                self._core.abort(message.request_ids, front_end=front_end)
+            case Welcome():
+                self._front_ends.welcome(front_end)
+                self._waiting_for = self._front_ends.unwelcomed()
+            case Refused():
+                raise HandshakeRefused(f"front end {front_end} refused this core: {message.reason}")
+
+    def _advance(self) -> None:
+        """One step if there is work. Front ends without output hear the figures when the work ends, not after each step."""
+        if self._core.has_work:
+            outputs = self._core.step()
+            self._busy = True
+        else:
+            outputs = {}
+        if self._busy and not self._core.has_work:
+            outputs = dict.fromkeys(self._front_ends.indices(), ()) | outputs
+            self._busy = False
+        stats = self._core.stats() if outputs else None
+        for front_end, rows in outputs.items():
+            self._front_ends.send(front_end, Outputs(rows, stats))
+        if self._draining and not self._core.has_work:
+            self._draining = False
+            self._registration.send("drained")

@@ -1,0 +1,1 @@
+"""How one rank's model is run: the contract, and its kinds behind the factory."""
