@@ -1,0 +1,74 @@
+"""Every name the operator gives: API group, labels, annotations, and the deterministic names of the things it makes.
+
+Invariant: a child's name is a function of what it stands for, so that making it twice is refused by the API server
+(409 AlreadyExists) and a recreated engine, with its new UID, never meets its predecessor's things.
+Does not build objects (``wanted/``).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Final
+
+GROUP: Final = "enginehouse.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+ENGINE_KIND: Final = "InferenceEngine"
+REPLICA_KIND: Final = "EngineReplica"
+
+FIELD_MANAGER: Final = "enginehouse-operator"
+
+LABEL_ENGINE: Final = f"{GROUP}/engine"
+"""Name of the engine: on replicas, members and everything else made for an engine."""
+LABEL_REPLICA: Final = f"{GROUP}/replica"
+"""Name of the replica: on members, service accounts, roles and bindings."""
+LABEL_REVISION: Final = f"{GROUP}/revision"
+"""Hash of the copied spec, for people and dashboards; decisions compare the copies themselves."""
+LABEL_ROLE: Final = f"{GROUP}/role"
+"""``leader`` or ``worker``: on members."""
+LABEL_ORDINAL: Final = f"{GROUP}/ordinal"
+"""Number of the member inside its replica; 0 is the leader."""
+LABEL_SERVING: Final = f"{GROUP}/serving"
+"""On leaders, ``true`` until their replica ends: the service selects it."""
+
+LEADER: Final = "leader"
+WORKER: Final = "worker"
+
+ANNOTATION_RESUME_AFTER: Final = f"{GROUP}/resume-after"
+"""Set by people on an engine, RFC 3339: failures up to then are forgiven, and no successor starts before."""
+ANNOTATION_WANTED: Final = f"{GROUP}/wanted"
+"""Hash of what was last applied: makes a removed field visible, which a comparison of the present ones cannot."""
+
+ENGINE_CONTAINER: Final = "engine"
+MONITOR_CONTAINER: Final = "monitor"
+HTTP_PORT: Final = 8000
+HTTP_PORT_NAME: Final = "http"
+
+LEASE: Final = "enginehouse-operator"
+
+
+def short_hash(*parts: str | int) -> str:
+    """Eight lower-case letters and digits, the same for the same parts."""
+    digest = hashlib.sha256("\n".join(str(part) for part in parts).encode()).digest()
+    return base64.b32encode(digest)[:8].decode().lower()
+
+
+def replica_name(engine: str, *, engine_uid: str, index: int, epoch: int) -> str:
+    """At most 54 characters for an engine name of at most 40."""
+    return f"{engine}-{index}-{short_hash(engine_uid, index, epoch)}"
+
+
+def member_name(replica: str, *, replica_uid: str, ordinal: int) -> str:
+    """At most 63 characters: it is also the pod's host name."""
+    return f"{replica}-{short_hash(replica_uid, ordinal)}"
+
+
+def service_name(engine: str) -> str:
+    """The service that clients use."""
+    return engine
+
+
+def members_service_name(engine: str) -> str:
+    """The headless service that gives members their DNS names."""
+    return f"{engine}-members"

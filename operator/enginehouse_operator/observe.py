@@ -1,0 +1,236 @@
+"""Raw objects to Seen: what the planners need to know of the world, as plain frozen values.
+
+Invariant: only what the API said in this pass; an object counts as an engine's only if its controller reference has the
+engine's UID (a replica's: the replica's UID), whatever its labels say. A row counts only for the pod whose UID it carries.
+Does not decide (``plan_engine.py``, ``plan_replica.py``) and does not read the API (``kubernetes_client.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from . import names
+from .api import EngineCopy, InvalidSpec, ReplicaSpec, parse_copy, parse_replica
+from .failures import Failure
+from .pod_state import Problem, pod_failure, pod_problem
+
+Raw = Mapping[str, Any]
+
+
+class _Seen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A plain value."""
+
+
+class RankRow(_Seen, frozen=True, kw_only=True):
+    """One rank in a row."""
+
+    rank: int
+    incarnation: int = 0
+    state: str = ""
+    max_context_length: int | None = None
+
+
+class Row(_Seen, frozen=True, kw_only=True):
+    """What the monitor of one member reported."""
+
+    name: str
+    uid: str = ""
+    state: str = ""
+    ranks: tuple[RankRow, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+class Member(_Seen, frozen=True, kw_only=True):
+    """One pod of a replica."""
+
+    name: str
+    uid: str
+    is_leader: bool = True
+    deletion_deadline: datetime | None = None
+    """When the API server kills it, if it is being deleted."""
+    has_ended: bool = False
+    """All containers are over: phase Failed or Succeeded."""
+    succeeded: bool = False
+    is_ready: bool = False
+    is_in_service: bool = False
+    """Carries the label that the service selects."""
+    failure: Failure | None = None
+    """Of the container status, when it has ended with a failure."""
+    problem: Problem | None = None
+    """What keeps it from running, as far as the pod says."""
+
+
+class Replica(_Seen, frozen=True, kw_only=True):
+    """One EngineReplica with its members and rows."""
+
+    name: str
+    uid: str
+    generation: int
+    created: datetime
+    is_deleting: bool = False
+    spec: ReplicaSpec
+    copy: EngineCopy | None
+    """None: stored by a version that wrote something this one cannot read. Then it is left alone."""
+    members: tuple[Member, ...] = ()
+    rows: tuple[Row, ...] = ()
+    conditions: tuple[dict[str, Any], ...] = ()
+    observed_generation: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        """Counts in ``replicas``: neither asked to end nor being deleted."""
+        return self.spec.end is None and not self.is_deleting
+
+    @property
+    def is_gone(self) -> bool:
+        """Asked to end, and none of its pods is left."""
+        return self.spec.end is not None and not self.members
+
+    @property
+    def leader(self) -> Member | None:
+        return next((member for member in self.members if member.is_leader), None)
+
+    def row_of(self, member: Member) -> Row | None:
+        """The row that this very pod wrote."""
+        return next((row for row in self.rows if row.name == member.name and row.uid == member.uid), None)
+
+    @property
+    def ranks(self) -> tuple[RankRow, ...]:
+        """Of the rows that belong to present pods, by rank."""
+        rows = filter(None, (self.row_of(member) for member in self.members))
+        return tuple(sorted((rank for row in rows for rank in row.ranks), key=lambda rank: rank.rank))
+
+    @property
+    def is_ready(self) -> bool:
+        """Every rank serves, and the leader answers its readiness probe."""
+        leader = self.leader
+        if not self.is_live or self.copy is None or leader is None or not leader.is_ready or leader.deletion_deadline is not None:
+            return False
+        serving = {rank.rank for rank in self.ranks if rank.state == "Serving"}
+        return serving == set(range(self.copy.parallelism.data))
+
+
+class Engine(_Seen, frozen=True, kw_only=True):
+    """The metadata of an InferenceEngine that decisions need."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    is_deleting: bool = False
+    resume_after: datetime | None = None
+    resume_after_is_bad: bool = False
+    status: dict[str, Any] = {}
+
+
+def engine(raw: Raw) -> Engine:
+    """Read the metadata; the spec is ``api.parse_engine``'s."""
+    metadata = raw["metadata"]
+    resume_after, bad = _resume_after(metadata.get("annotations") or {})
+    return Engine(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        is_deleting="deletionTimestamp" in metadata,
+        resume_after=resume_after,
+        resume_after_is_bad=bad,
+        status=raw.get("status") or {},
+    )
+
+
+def owned(objects: Iterable[Raw], owner_uid: str) -> list[Raw]:
+    """Those whose controller is the owner."""
+    return [
+        found
+        for found in objects
+        if any(
+            reference.get("controller") and reference["uid"] == owner_uid
+            for reference in found["metadata"].get("ownerReferences", ())
+        )
+    ]
+
+
+def replicas(*, engine_uid: str, replica_objects: Iterable[Raw], pods: Iterable[Raw]) -> tuple[Replica, ...]:
+    """The engine's replicas with their members, by index and epoch."""
+    pods = list(pods)
+    seen = []
+    for raw in owned(replica_objects, engine_uid):
+        uid = raw["metadata"]["uid"]
+        seen.append(_replica(raw, tuple(_member(pod) for pod in owned(pods, uid))))
+    return tuple(sorted(filter(None, seen), key=lambda replica: (replica.spec.index, replica.spec.epoch)))
+
+
+def _replica(raw: Raw, members: tuple[Member, ...]) -> Replica | None:
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    try:
+        spec = parse_replica(raw["spec"])
+    except InvalidSpec:
+        return None  # not written by any version of this operator: the CRD would have refused it
+    try:
+        copy = parse_copy(spec.engine)
+    except InvalidSpec:
+        copy = None
+    return Replica(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        created=_time(metadata["creationTimestamp"]),
+        is_deleting="deletionTimestamp" in metadata,
+        spec=spec,
+        copy=copy,
+        members=tuple(sorted(members, key=lambda member: (not member.is_leader, member.name))),
+        rows=_rows(status.get("members") or ()),
+        conditions=tuple(status.get("conditions") or ()),
+        observed_generation=status.get("observedGeneration") or 0,
+    )
+
+
+def _rows(raw: Iterable[Raw]) -> tuple[Row, ...]:
+    rows = []
+    for entry in raw:
+        try:
+            rows.append(msgspec.convert(entry, Row))
+        except msgspec.ValidationError:
+            # A row of a newer monitor that this version cannot read still says that the member was born.
+            rows.append(Row(name=str(entry.get("name", "")), uid=str(entry.get("uid", "")), state="Unreadable"))
+    return tuple(rows)
+
+
+def _member(pod: Raw) -> Member:
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    labels = metadata.get("labels") or {}
+    phase = status.get("phase", "Pending")
+    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions") or ())
+    deletion = metadata.get("deletionTimestamp")
+    return Member(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        is_leader=labels.get(names.LABEL_ROLE) == names.LEADER,
+        deletion_deadline=_time(deletion) if deletion else None,
+        has_ended=phase in ("Failed", "Succeeded"),
+        succeeded=phase == "Succeeded",
+        is_ready=ready,
+        is_in_service=labels.get(names.LABEL_SERVING) == "true",
+        failure=pod_failure(pod),
+        problem=pod_problem(pod),
+    )
+
+
+def _time(text: str) -> datetime:
+    return msgspec.convert(text, datetime).astimezone(UTC)
+
+
+def _resume_after(annotations: Mapping[str, str]) -> tuple[datetime | None, bool]:
+    text = annotations.get(names.ANNOTATION_RESUME_AFTER)
+    if text is None:
+        return None, False
+    try:
+        found = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        return None, True
+    return (found.astimezone(UTC), False) if found.tzinfo is not None else (None, True)

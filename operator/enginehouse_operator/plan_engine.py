@@ -1,0 +1,172 @@
+"""The engine planner: how many replicas, from which spec, which to end, when the next may start.
+
+Invariants: at most one live replica per index; a planned end never takes the number of ready replicas below
+``replicas - rollout.maxUnavailable`` (or of those that are ready already); the plan of a settled world is empty.
+Who goes first when there are too many: an index that waits for a successor, then replicas that do not serve, then those of an
+older spec, then the highest index. An ended replica stays until its index has a successor, whose spec takes over its epoch + 1
+and its failures; so its name is never given twice.
+Does not make members (``plan_replica.py``), does not act, knows no clock but ``now``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+import msgspec
+
+from . import budget, names, reasons
+from .api import End, EngineCopy, EngineSpec
+from .budget import Verdict
+from .failures import Failure, seconds_between
+from .observe import Engine, Replica
+from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """One index of the engine, with everything that holds or held it."""
+
+    index: int
+    live: Replica | None
+    ended: tuple[Replica, ...]
+    """By epoch; being deleted counts as ended."""
+
+    @property
+    def newest_epoch(self) -> int:
+        return max([replica.spec.epoch for replica in self.ended] + ([self.live.spec.epoch] if self.live else []), default=0)
+
+
+class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do now, when to look again, and which indices wait for what."""
+
+    steps: tuple[AnyStep, ...] = ()
+    look_again_seconds: float | None = None
+    waiting: tuple[Verdict, ...] = ()
+    """Of indices whose successor is delayed or refused."""
+    outdated: int = 0
+    """Live replicas made from another spec."""
+
+
+def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *, hold: bool = False, now: datetime) -> EnginePlan:
+    """Decide. ``hold``: what the spec asks for cannot be made at present, so nothing is created and nothing is replaced."""
+    slots, steps = _slots(replicas, now)
+    if engine.is_deleting:
+        return EnginePlan()
+    copy = spec.copy()
+    kept, surplus = _choose(slots, copy, spec.desired_replicas)
+    steps += _end_surplus(surplus, spec, now)
+    outdated = [slot.live for slot in kept if slot.live is not None and not is_up_to_date(slot.live, copy)]
+    waiting: list[Verdict] = []
+    if not hold:
+        steps += _roll(kept, outdated, spec, now)
+        created, waiting = _create(engine, kept, spec, copy, now)
+        steps += created
+    steps += _delete_succeeded(slots)
+    delays = [seconds_between(now, verdict.not_before) for verdict in waiting if verdict.not_before is not None]
+    return EnginePlan(
+        steps=tuple(steps), look_again_seconds=min(delays, default=None), waiting=tuple(waiting), outdated=len(outdated)
+    )
+
+
+def is_up_to_date(replica: Replica, copy: EngineCopy) -> bool:
+    """Both read through today's schema. A replica that cannot be read is left alone."""
+    return replica.copy is None or replica.copy == copy
+
+
+def _slots(replicas: Iterable[Replica], now: datetime) -> tuple[list[Slot], list[AnyStep]]:
+    by_index: dict[int, list[Replica]] = {}
+    for replica in replicas:
+        by_index.setdefault(replica.spec.index, []).append(replica)
+    slots, steps = [], list[AnyStep]()
+    for index, holders in sorted(by_index.items()):
+        holders.sort(key=lambda replica: replica.spec.epoch)
+        live = [replica for replica in holders if replica.is_live]
+        steps += [_end(older, reasons.SUPERSEDED, f"{live[-1].name} holds index {index}", now) for older in live[:-1]]
+        ended = tuple(replica for replica in holders if not replica.is_live)
+        slots.append(Slot(index=index, live=live[-1] if live else None, ended=ended))
+    return slots, steps
+
+
+def _choose(slots: list[Slot], copy: EngineCopy, desired: int) -> tuple[list[Slot], list[Slot]]:
+    """The slots to keep, new ones included, and those that are too many."""
+
+    def rank(slot: Slot) -> tuple[bool, bool, bool, int]:
+        live = slot.live
+        return (live is None, live is None or not live.is_ready, live is None or not is_up_to_date(live, copy), slot.index)
+
+    ordered = sorted(slots, key=rank)
+    kept, surplus = ordered[:desired], ordered[desired:]
+    taken, index = {slot.index for slot in slots}, 0
+    while len(kept) < desired:
+        if index not in taken:
+            kept.append(Slot(index=index, live=None, ended=()))
+        index += 1
+    return sorted(kept, key=lambda slot: slot.index), surplus
+
+
+def _end_surplus(surplus: list[Slot], spec: EngineSpec, now: datetime) -> list[AnyStep]:
+    reason = reasons.SUSPENDED if spec.suspend else reasons.SCALE_DOWN
+    words = "spec.suspend is true" if spec.suspend else f"spec.replicas is {spec.replicas}"
+    return [_end(slot.live, reason, words, now) for slot in surplus if slot.live is not None]
+
+
+def _roll(kept: list[Slot], outdated: list[Replica], spec: EngineSpec, now: datetime) -> list[AnyStep]:
+    """End replicas of an older spec: those that do not serve at once, the others as far as enough go on serving."""
+    words = "the spec it was made from changed"
+    broken = [replica for replica in outdated if not replica.is_ready]
+    serving = [replica for replica in outdated if replica.is_ready]
+    ready = sum(slot.live is not None and slot.live.is_ready for slot in kept)
+    may_end = max(0, ready - (spec.desired_replicas - spec.rollout.max_unavailable))
+    return [_end(replica, reasons.ROLLOUT, words, now) for replica in broken + serving[::-1][:may_end]]
+
+
+def _create(
+    engine: Engine, kept: list[Slot], spec: EngineSpec, copy: EngineCopy, now: datetime
+) -> tuple[list[AnyStep], list[Verdict]]:
+    steps, waiting = list[AnyStep](), []
+    for slot in kept:
+        if slot.live is not None:
+            continue
+        epoch = slot.newest_epoch + 1
+        name = names.replica_name(engine.name, engine_uid=engine.uid, index=slot.index, epoch=epoch)
+        last = slot.ended[-1] if slot.ended else None
+        reason, failures = reasons.SCALE_UP, tuple[Failure, ...]()
+        words = f"replica {name} is made for index {slot.index}"
+        if last is not None:
+            reason = reasons.SUCCESSOR
+            words = f"replica {name} takes the place of {last.name}"
+            if last.spec.end is not None:  # else it was deleted by somebody: nothing to judge it by
+                judged = budget.verdict(
+                    last, policy=spec.restart, same_revision=is_up_to_date(last, copy), resume_after=engine.resume_after
+                )
+                if judged.not_before is None or judged.not_before > now:
+                    waiting.append(judged)
+                    continue
+                words, failures = f"{words}, which ended: {last.spec.end.reason}", judged.failures
+        steps.append(
+            CreateReplica(name=name, reason=reason, message=words, index=slot.index, epoch=epoch, copy=copy, failures=failures)
+        )
+    return steps, waiting
+
+
+def _delete_succeeded(slots: list[Slot]) -> list[AnyStep]:
+    """Ended replicas without pods whose index has a later holder."""
+    return [
+        DeleteReplica(
+            name=old.name, uid=old.uid, reason=reasons.SUCCEEDED, message=f"index {slot.index} has a successor of {old.name}"
+        )
+        for slot in slots
+        for old in slot.ended
+        if old.is_gone and not old.is_deleting and old.spec.epoch < slot.newest_epoch
+    ]
+
+
+def _end(replica: Replica, reason: str, words: str, now: datetime) -> EndReplica:
+    drain = 0 if replica.copy is None else replica.copy.drain.timeout_seconds
+    return EndReplica(
+        name=replica.name,
+        uid=replica.uid,
+        reason=reason,
+        message=f"replica {replica.name} ends: {words}",
+        end=End(reason=reason, deadline=now + timedelta(seconds=drain)),
+    )

@@ -1,0 +1,157 @@
+"""What a pod's status says went wrong: why it does not run yet, or what it died of.
+
+Invariant: the same state of the world gives the same words, although the kubelet alternates between two (ErrImagePull and
+ImagePullBackOff) and counts attempts in its messages: a message that moves on its own would be a write without news.
+Does not read rows (``observe.py``) and does not decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from . import names, reasons
+from .failures import Failure
+
+SIGNAL_BASE: Final = 128
+EXIT_CONFIG: Final = 78
+"""The launcher's exit code when trying again cannot help."""
+
+_IMAGE_REASONS: Final = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
+)
+_CREATE_REASONS: Final = frozenset({"CreateContainerError", "RunContainerError", "ContainerCannotRun", "StartError"})
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that keeps an engine from what was asked: a reason constant, and what to do."""
+
+    reason: str
+    message: str
+    wants_person: bool = False
+    """It will not go away by itself: ``Stalled``."""
+
+
+class TerminationMessage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the launcher leaves in /dev/termination-log."""
+
+    class_: str = msgspec.field(name="class", default="Unknown")
+    message: str = ""
+    role: str | None = None
+    rank: int | None = None
+    incarnation: int | None = None
+    pid: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+def pod_problem(pod: Mapping[str, Any]) -> Problem | None:
+    """Why the pod does not run, or None when nothing is known to be wrong."""
+    status, name = pod.get("status") or {}, pod["metadata"]["name"]
+    if status.get("phase", "Pending") in ("Failed", "Succeeded"):
+        return None
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return _not_scheduled(name, condition.get("message") or "", condition.get("reason") or "")
+    for container in _containers(status):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        problem = _waiting(name, container, waiting.get("reason") or "", waiting.get("message") or "")
+        if problem is not None:
+            return problem
+    return None
+
+
+def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
+    """What an ended pod died of, by the launcher's last words, else by the container status. None while it runs or after exit 0."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    if status.get("phase") != "Failed":
+        return None
+    common = {"member": metadata["name"], "detected_by": "ContainerStatus"}
+    for container in _containers(status):
+        ended = (container.get("state") or {}).get("terminated")
+        if container["name"] == names.ENGINE_CONTAINER and ended and ended.get("exitCode") != 0:
+            finished = msgspec.convert(ended["finishedAt"], datetime) if ended.get("finishedAt") else None
+            return _ended_container(ended, common | {"detected_time": finished, "role": "launcher"})
+    for container in _containers(status):
+        ended = (container.get("state") or {}).get("terminated")
+        if ended and ended.get("exitCode") != 0 and container["name"] != names.MONITOR_CONTAINER:
+            text = f"container {container['name']} ended: {ended.get('reason') or ''} {ended.get('message') or ''}".strip()
+            return Failure(class_="ExitCode", exit_code=ended.get("exitCode"), message=text, role=container["name"], **common)
+    return Failure(class_=status.get("reason") or "Unknown", message=status.get("message") or "the pod failed", **common)
+
+
+def _ended_container(ended: Mapping[str, Any], common: dict[str, Any]) -> Failure:
+    code = ended.get("exitCode")
+    words = _last_words(ended.get("message") or "")
+    if words is not None:
+        given = {name: value for name in ("role", "rank", "incarnation", "pid") if (value := getattr(words, name)) is not None}
+        exit_code = words.exit_code if words.exit_code is not None or words.signal is not None else code
+        return Failure(class_=words.class_, message=words.message, exit_code=exit_code, signal=words.signal, **common | given)
+    if ended.get("reason") == "OOMKilled":
+        return Failure(class_="OutOfMemory", signal=9, message="the container ran out of its memory limit", **common)
+    if code is not None and code > SIGNAL_BASE:
+        return Failure(class_="Signal", signal=code - SIGNAL_BASE, message=ended.get("message") or "", **common)
+    class_ = reasons.INVALID_CONFIG if code == EXIT_CONFIG else "ExitCode"
+    return Failure(class_=class_, exit_code=code, message=ended.get("message") or "", **common)
+
+
+def _last_words(text: str) -> TerminationMessage | None:
+    try:
+        return msgspec.json.decode(text, type=TerminationMessage)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _containers(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    yield from status.get("initContainerStatuses") or ()
+    yield from status.get("containerStatuses") or ()
+
+
+_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+_SECRET = re.compile(r'secret "([^"]+)" not found')
+
+
+def _not_scheduled(pod: str, message: str, reason: str) -> Problem | None:
+    if reason == "SchedulingGated":
+        return Problem(reason=reasons.UNSCHEDULABLE, message=f"pod {pod} is held back by its scheduling gates")
+    missing = _CLAIM.search(message)
+    if missing:
+        return claim_not_found(missing[1])
+    return Problem(
+        reason=reasons.UNSCHEDULABLE,
+        message=f"no node takes pod {pod}: {message}: free resources, add nodes, or ask for less in spec.resources",
+    )
+
+
+def claim_not_found(claim: str) -> Problem:
+    """A volume claim that the engine mounts is missing."""
+    return Problem(
+        reason=reasons.CLAIM_NOT_FOUND,
+        message=f"there is no PersistentVolumeClaim {claim!r} in this namespace: create it, or change spec.model",
+    )
+
+
+def _waiting(pod: str, container: Mapping[str, Any], reason: str, message: str) -> Problem | None:
+    name, image = container["name"], container.get("image") or "?"
+    if reason in _IMAGE_REASONS:
+        hint = "it is not on the node and may not be pulled" if reason == "ErrImageNeverPull" else "it cannot be pulled"
+        return Problem(
+            reason=reasons.IMAGE_NOT_AVAILABLE,
+            message=f"image {image} of container {name}: {hint}: check its name and tag, the pull policy and the pull secret",
+        )
+    if reason == "CreateContainerConfigError":
+        missing = _SECRET.search(message)
+        wanted = f"there is no secret {missing[1]!r} in this namespace: create it" if missing else message
+        return Problem(reason=reasons.SECRET_NOT_FOUND, message=f"container {name}: {wanted}")
+    if reason in _CREATE_REASONS:
+        return Problem(reason=reasons.CONTAINER_NOT_CREATED, message=f"container {name} of pod {pod}: {message or reason}")
+    if reason == "CrashLoopBackOff" and name == names.MONITOR_CONTAINER:
+        return Problem(
+            reason=reasons.MONITOR_NOT_RUNNING,
+            message=f"the monitor of pod {pod} keeps failing: see kubectl logs {pod} -c {name} --previous",
+        )
+    return None
