@@ -62,9 +62,10 @@ _COREFILE = """.:53 {{
 """
 
 
-def containerd_config(root: str, *, cni: str) -> str:
-    """containerd's configuration for a root folder of its own."""
-    return _CONTAINERD.format(root=root, socket=CONTAINERD_SOCKET, pause=PAUSE_IMAGE, cni=cni)
+def containerd_config(root: str, *, cni: str, cri: bool = True) -> str:
+    """containerd's configuration for a root folder of its own; without `cri` it serves images alone."""
+    text = _CONTAINERD.format(root=root, socket=CONTAINERD_SOCKET, pause=PAUSE_IMAGE, cni=cni)
+    return text if cri else text.replace("disabled_plugins = [", 'disabled_plugins = ["io.containerd.grpc.v1.cri",')
 
 
 def write_files(spec: ClusterSpec, *, paths: ClusterPaths) -> None:

@@ -1,0 +1,80 @@
+"""Enginehouse installed on a cluster, for the demo, the cluster tests and the benchmarks.
+
+The one job: have both images on a cluster and the chart installed from this tree, and offer the few commands that all three need.
+The invariant kept: installing twice is harmless; a cluster that KUBECONFIG names pulls its images from a registry the caller names.
+Not done here: applying engines, deciding what is right.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import images
+from .cluster import Cluster
+from .errors import LocalkubeError
+from .paths import CachePaths, cache_root
+from .steps import step
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "enginehouse"
+SYSTEM_NAMESPACE = "enginehouse-system"
+_HELM_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A cluster with the operator in it."""
+
+    cluster: Cluster
+    operator_image: str
+    engine_image: str
+
+    def kubectl(self, *arguments: str, namespace: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
+        """Run kubectl in a namespace; its failure is a LocalkubeError with its words."""
+        return self.cluster.kubectl("--namespace", namespace, *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
+
+    @contextmanager
+    def forwarded(self, service: str, *, namespace: str) -> Iterator[str]:
+        """The base URL of a service, forwarded to a local port that the kernel picked."""
+        command = [str(self.cluster.binaries / "kubectl"), "--namespace", namespace, "port-forward", f"service/{service}", ":80"]
+        with subprocess.Popen(
+            command, env=self.cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as forward:
+            try:
+                line = forward.stdout.readline() if forward.stdout else ""
+                port = re.search(r"127\.0\.0\.1:(\d+) ->", line)
+                if port is None:
+                    raise LocalkubeError(f"kubectl port-forward service/{service} said {line.strip()!r}: look at its endpoints")
+                yield f"http://127.0.0.1:{port.group(1)}"
+            finally:
+                forward.terminate()
+
+
+def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[str, ...] = ()) -> Installation:
+    """Build both images unless `registry` already holds them, and install the chart. Raises LocalkubeError."""
+    if cluster.owned:
+        operator_image, engine_image = images.build_and_import(CachePaths(cache_root()), targets=images.TARGETS)
+    elif registry:
+        operator_image, engine_image = (f"{registry}/enginehouse-{target}:0.1.0" for target in images.TARGETS)
+    else:
+        raise LocalkubeError(
+            "KUBECONFIG names a cluster of yours: push both images to a registry it can pull from (docker build --target operator,"
+            " --target engine) as PREFIX/enginehouse-operator:0.1.0 and PREFIX/enginehouse-engine:0.1.0, then say PREFIX"
+        )
+    repository, _, tag = operator_image.rpartition(":")
+    values = (f"image.repository={repository}", f"image.tag={tag}", f"engineImage={engine_image}", *set_values)
+    with step("helm install enginehouse"):
+        command = [str(cluster.binaries / "helm"), "upgrade", "--install", "enginehouse", str(CHART)]
+        command += ["--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", f"{_HELM_SECONDS:.0f}s"]
+        command += [argument for value in values for argument in ("--set-string", value)]
+        done = subprocess.run(
+            command, env=cluster.environment, capture_output=True, text=True, timeout=_HELM_SECONDS + 30, check=False
+        )
+        if done.returncode != 0:
+            raise LocalkubeError(f"helm upgrade --install exited {done.returncode}: {done.stderr.strip()}")
+    return Installation(cluster, operator_image, engine_image)
