@@ -133,7 +133,7 @@ def register(
     deadline = time.monotonic() + deadline_seconds
     # Before connecting: an answer then proves that the launcher was alive after this took effect.
     _die_with_parent()
-    read_end, write_end = _open_pipe()
+    read_end, write_end = open_death_pipe()
     pidfd = os.pidfd_open(os.getpid())
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     registration = Registration(control, write_end)
@@ -164,8 +164,8 @@ def register(
     return registration
 
 
-def _open_pipe() -> tuple[int, int]:
-    """Read end and write end, both close-on-exec, the write end on a high descriptor."""
+def open_death_pipe() -> tuple[int, int]:
+    """Read end and write end, both close-on-exec, the write end on a high descriptor. The launcher makes its own with it, too."""
     read_end, low = os.pipe2(os.O_CLOEXEC)
     try:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,0 +1,25 @@
+"""``python -m enginehouse_engine``: flags, then the launcher."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from enginehouse_engine import flags
+from enginehouse_engine.config import ConfigError
+from enginehouse_engine.launcher.launch import end, launch
+from enginehouse_engine.launcher.termination import INVALID_CONFIG, Cause
+
+
+def main() -> int:
+    """The exit code of the engine: ``docs/wire-protocol.md`` section 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher: %(message)s", stream=sys.stderr)
+    try:
+        options = flags.parse()
+    except ConfigError as error:
+        return end(Cause(INVALID_CONFIG, str(error)))
+    return launch(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Flags to options: ``docs/wire-protocol.md`` section 1. ``--help`` explains every one.
+
+Invariant: behaviour comes from here only, and a flag that is absent means the same alone and in a pod. Does not look at the
+machine, the model or the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from enginehouse_engine.config import ConfigError, ParallelConfig
+
+EXECUTORS = ("InProcess", "Multiprocess", "Simulated")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was asked for. Paths are absolute."""
+
+    model: str
+    """Empty only with executor Simulated."""
+    revision: str
+    served_model_name: str
+    executor: str
+    parallel: ParallelConfig
+    api_servers: int
+    host: str
+    port: int
+    memory_limit_bytes: int | None
+    memory_utilization_percent: int
+    max_context_length: int | None
+    min_context_length: int
+    startup_timeout_seconds: float
+    drain_timeout_seconds: float
+    api_key_file: Path | None
+    monitor_socket: Path | None
+    replica_uid: str
+    dtype: str
+    model_cache_dir: Path | None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help explains every flag")
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line (default: this process's own). Raises ConfigError; exits after ``--help``."""
+    given = _parser().parse_args(argv)
+    if not given.model and given.executor != "Simulated":
+        raise ConfigError("--model is missing: give a GGUF file, a Hugging Face folder or hf://org/name")
+    if given.max_context_length is not None and given.max_context_length < given.min_context_length:
+        raise ConfigError(
+            f"--max-context-length {given.max_context_length} is below"
+            f" --min-context-length {given.min_context_length}: no fit can be both"
+        )
+    return Options(
+        model=given.model,
+        revision=given.revision,
+        served_model_name=given.served_model_name or Path(given.model).name or given.executor.lower(),
+        executor=given.executor,
+        parallel=ParallelConfig(data=given.data_parallel, tensor=given.tensor_parallel, pipeline=given.pipeline_parallel),
+        api_servers=given.api_servers,
+        host=given.host,
+        port=given.port,
+        memory_limit_bytes=given.memory_limit_bytes,
+        memory_utilization_percent=given.memory_utilization_percent,
+        max_context_length=given.max_context_length,
+        min_context_length=given.min_context_length,
+        startup_timeout_seconds=given.startup_timeout_seconds,
+        drain_timeout_seconds=given.drain_timeout_seconds,
+        api_key_file=given.api_key_file,
+        monitor_socket=given.monitor_socket,
+        replica_uid=given.replica_uid or str(uuid.uuid4()),
+        dtype=given.dtype,
+        model_cache_dir=given.model_cache_dir,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="enginehouse-engine",
+        description="Serve a language model with the OpenAI API on this machine: API server and engine core, supervised.",
+        epilog="Exit codes: 0 orderly stop; 78 trying again cannot help; 128 + n a process died of signal n, else 1.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_model(parser.add_argument_group("model"))
+    _add_shape(parser.add_argument_group("processes"))
+    _add_memory(parser.add_argument_group("memory and context"))
+    _add_serving(parser.add_argument_group("serving"))
+    _add_pod(parser.add_argument_group("set by the operator"))
+    return parser
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        metavar="URI",
+        default="",
+        help="file:///path, a plain path, or hf://org/name; a GGUF file or a Hugging Face folder;"
+        " only --executor Simulated does without",
+    )
+    group.add_argument("--revision", default="main", help="branch, tag or commit of an hf:// model")
+    group.add_argument("--served-model-name", metavar="NAME", help="the id in /v1/models (default: the last part of --model)")
+    group.add_argument(
+        "--model-cache-dir", metavar="DIR", type=_path, help="where hf:// models are kept (default: the hub library's)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="number format of weights and computation; auto takes the model's own where the machine is good at it",
+    )
+
+
+def _add_shape(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default="InProcess",
+        help="InProcess: one accelerator or the CPU; Multiprocess: several on this machine;"
+        " Simulated: no model, made-up tokens, for drills and tests",
+    )
+    group.add_argument(
+        "--data-parallel",
+        metavar="N",
+        type=_at_least(1),
+        default=1,
+        help="ranks: independent engine cores, each with the whole model",
+    )
+    group.add_argument(
+        "--tensor-parallel", metavar="N", type=_at_least(1), default=1, help="accelerators that share each layer of a rank"
+    )
+    group.add_argument("--pipeline-parallel", metavar="N", type=_at_least(1), default=1, help="groups of layers a rank is cut into")
+    group.add_argument("--api-servers", metavar="N", type=_at_least(1), default=1, help="API server processes")
+
+
+def _add_memory(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--memory-limit-bytes",
+        metavar="N",
+        type=_at_least(1),
+        help="memory that all processes may use together (default: the container's limit, else what the machine has available)",
+    )
+    group.add_argument(
+        "--memory-utilization-percent",
+        metavar="N",
+        type=_between(1, 100),
+        default=90,
+        help="share of that memory, or of the accelerator's, that is used",
+    )
+    group.add_argument(
+        "--max-context-length",
+        metavar="TOKENS",
+        type=_at_least(1),
+        help="prompt and answer together (default: what fits the memory, at most what the model knows)",
+    )
+    group.add_argument(
+        "--min-context-length", metavar="TOKENS", type=_at_least(1), default=1, help="refuse to serve (exit code 78) when less fits"
+    )
+
+
+def _add_serving(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = every IPv4 address")
+    group.add_argument(
+        "--port", type=_between(0, 65535), default=8000, help="port to listen on; 0 = the kernel picks one, and it is printed"
+    )
+    group.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=_path,
+        help="clients must send this file's content as bearer token (default: no token)",
+    )
+    group.add_argument(
+        "--startup-timeout-seconds", metavar="S", type=_seconds, default=1800.0, help="from start to ready, download included"
+    )
+    group.add_argument(
+        "--drain-timeout-seconds",
+        metavar="S",
+        type=_seconds,
+        default=60.0,
+        help="requests under way are finished for so long after SIGTERM or Ctrl-C; a second one cuts them",
+    )
+
+
+def _add_pod(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--monitor-socket",
+        metavar="PATH",
+        type=_path,
+        help="the pod's monitor, which must know this pod before anything starts (default: no monitor)",
+    )
+    group.add_argument("--replica-uid", metavar="UID", help="identity of the replica (default: made up)")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    return _between(lowest, 2**63 - 1)
+
+
+def _between(lowest: int, highest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text} is not between {lowest} and {highest}")
+        return value
+
+    return number

@@ -1,0 +1,39 @@
+"""The command line of each process that the launcher starts. Pure; tests pass another function with the same signature."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from enginehouse_engine.launcher.process import API_SERVER, Process
+
+HTTP_DESCRIPTOR: Final = 3
+"""Where an API server finds the listening socket."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the launcher made for its children."""
+
+    launcher_socket: Path
+    config: Path
+    fetched: Path
+    """What the model's download printed."""
+
+
+def command_line(process: Process, files: RunFiles) -> list[str]:
+    """``argv`` of an API server or an engine core."""
+    common = ["--launcher-socket", str(files.launcher_socket), "--config", str(files.config)]
+    if process.role == API_SERVER:
+        module, own = "enginehouse_engine.api.process", ["--index", str(process.index), "--http-fd", str(HTTP_DESCRIPTOR)]
+    else:
+        module, own = "enginehouse_engine.core.process", ["--rank", str(process.rank), "--incarnation", str(process.incarnation)]
+    return [sys.executable, "-m", module, *common, *own]
+
+
+def model_fetch_command_line(uri: str, *, revision: str, cache_dir: Path | None) -> list[str]:
+    """``argv`` of the process that downloads an ``hf://`` model."""
+    argv = [sys.executable, "-m", "enginehouse_engine.launcher.model_fetch", uri, "--revision", revision]
+    return argv if cache_dir is None else [*argv, "--cache-dir", str(cache_dir)]

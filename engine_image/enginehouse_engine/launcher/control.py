@@ -1,0 +1,178 @@
+"""The launcher's socket: processes register here, and control messages go both ways (``docs/wire-protocol.md`` section 2).
+
+Invariant: the pipe's read end is watched and never read, because launcher and monitor share it and what one reads the other
+never sees. ``bye`` is told by the bytes that lie in it when it closes. Does not decide anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import struct
+import termios
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from enginehouse_engine.launcher import datagrams, messages
+from enginehouse_engine.launcher.event_loop import EventLoop
+from enginehouse_engine.launcher.process import Process
+
+logger = logging.getLogger("enginehouse.launcher")
+
+
+class ControlListener(Protocol):
+    """Who is told."""
+
+    def may_register(self, process: Process, *, pid: int) -> str:
+        """Why not; empty = it may."""
+
+    def registered(self, process: Process, *, pid: int, read_end: int, pidfd: int) -> None:
+        """The descriptors stay the server's, until :meth:`ControlServer.forget`."""
+
+    def said(self, process: Process, message: messages.FromProcess) -> None:
+        """A message of a registered process."""
+
+    def pipe_closed(self, process: Process, *, bye: bool) -> None:
+        """The process is dying."""
+
+
+@dataclass
+class _Link:
+    connection: socket.socket
+    read_end: int
+    pidfd: int
+    pipe_watched: bool = True
+    connected: bool = True
+
+
+class ControlServer:
+    """Listens on ``path`` from construction on."""
+
+    def __init__(self, loop: EventLoop, path: Path, listener: ControlListener) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._links: dict[Process, _Link] = {}
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._server.bind(str(path))
+        self._server.listen(128)
+        loop.watch(self._server.fileno(), self._accept)
+
+    def send(self, process: Process, message: dict[str, Any]) -> None:
+        """Send it, if the process is there to hear: one that is not is dying, and its exit tells so."""
+        link = self._links.get(process)
+        if link is None or not link.connected:
+            return
+        try:
+            datagrams.send(link.connection, message)
+        except datagrams.Closed as error:
+            logger.warning("%s: %s", process, error)
+
+    def drain(self, process: Process) -> None:
+        """Read everything that ``process`` has said, before its exit is judged."""
+        link = self._links.get(process)
+        if link is not None:
+            self._read(process, link)
+
+    def forget(self, process: Process) -> None:
+        """The process is reaped: give its descriptors back."""
+        link = self._links.pop(process, None)
+        if link is None:
+            return
+        self._disconnect(link)
+        if link.pipe_watched:
+            self._loop.forget(link.read_end)
+        datagrams.close_all([link.read_end, link.pidfd])
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._server.accept()
+        except BlockingIOError:
+            return
+        self._loop.watch(connection.fileno(), lambda: self._register(connection))
+
+    def _register(self, connection: socket.socket) -> None:
+        """The first message of a connection."""
+        descriptors: tuple[int, ...] = ()
+        try:
+            datagram = datagrams.receive(connection)
+            if datagram is None:
+                return
+            descriptors = datagram.descriptors
+            process, pid = _identity(datagram, connection)
+            if refusal := self._listener.may_register(process, pid=pid):
+                raise messages.MessageError(refusal)
+            datagrams.send(connection, {"type": "registered", "message": ""})
+        except (messages.MessageError, datagrams.Closed) as error:
+            logger.warning("a registration was refused: %s", error)
+            self._loop.forget(connection.fileno())
+            datagrams.close_all(descriptors)
+            _refuse(connection, str(error))
+            return
+        read_end, pidfd = descriptors
+        link = _Link(connection=connection, read_end=read_end, pidfd=pidfd)
+        self._links[process] = link
+        self._loop.forget(connection.fileno())
+        self._loop.watch(connection.fileno(), lambda: self._read(process, link))
+        self._loop.watch(read_end, lambda: self._hung_up(process, link), events=0)
+        self._listener.registered(process, pid=pid, read_end=read_end, pidfd=pidfd)
+
+    def _read(self, process: Process, link: _Link) -> None:
+        while link.connected:
+            try:
+                datagram = datagrams.receive(link.connection)
+                if datagram is None:
+                    return
+                datagrams.close_all(datagram.descriptors)
+                message = messages.decode_from_process(datagram.data)
+            except datagrams.Closed:
+                self._disconnect(link)
+                return
+            except messages.MessageError as error:
+                logger.error("ignored a message of %s: %s", process, error)
+                continue
+            if message is not None:
+                self._listener.said(process, message)
+
+    def _hung_up(self, process: Process, link: _Link) -> None:
+        self._loop.forget(link.read_end)
+        link.pipe_watched = False
+        self._read(process, link)
+        self._listener.pipe_closed(process, bye=_bytes_waiting(link.read_end) > 0)
+
+    def _disconnect(self, link: _Link) -> None:
+        if link.connected:
+            link.connected = False
+            self._loop.forget(link.connection.fileno())
+            link.connection.close()
+
+
+def _identity(datagram: datagrams.Datagram, connection: socket.socket) -> tuple[Process, int]:
+    """Who registers, and the pid that the kernel knows it by. Raises MessageError."""
+    message = messages.decode_from_process(datagram.data)
+    if not isinstance(message, messages.Register):
+        raise messages.MessageError(f"the first message must be 'register', found {datagram.data[:200]!r}")
+    if message.version != messages.VERSION:
+        raise messages.MessageError(f"this launcher speaks version {messages.VERSION}, the process {message.version}")
+    if len(datagram.descriptors) != 2:
+        raise messages.MessageError(
+            f"'register' comes with a pipe's read end and a pidfd, found {len(datagram.descriptors)} descriptors"
+        )
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _, _ = struct.unpack("3i", credentials)
+    process = Process(role=message.role, rank=message.rank, index=message.index, incarnation=message.incarnation)
+    return process, pid
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    try:
+        datagrams.send(connection, {"type": "refused", "message": reason})
+    except datagrams.Closed:
+        logger.info("a refused process had left already")
+    connection.close()
+
+
+def _bytes_waiting(descriptor: int) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * struct.calcsize("i")))[0]
+    return count

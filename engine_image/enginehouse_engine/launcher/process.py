@@ -1,0 +1,38 @@
+"""Who a process of the engine is.
+
+Invariant: the identity, never the pid, tells processes apart; inside one launcher's life it is unique.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+API_SERVER: Final = "api-server"
+ENGINE_CORE: Final = "engine-core"
+MODEL_FETCH: Final = "model-fetch"
+"""Downloads the model and exits 0: the only process that is neither registered nor expected to stay."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """``rank`` is None for what belongs to no rank; ``index`` tells processes of one role and rank apart."""
+
+    role: str
+    rank: int | None
+    index: int
+    incarnation: int
+
+    def __str__(self) -> str:
+        if self.role == ENGINE_CORE:
+            return f"engine core of rank {self.rank}"
+        if self.role == API_SERVER:
+            return f"API server {self.index}"
+        return self.role.replace("-", " ")
+
+
+def processes(*, api_servers: int, ranks: int) -> tuple[Process, ...]:
+    """The processes that one engine consists of, API servers first."""
+    front = tuple(Process(role=API_SERVER, rank=None, index=index, incarnation=1) for index in range(api_servers))
+    cores = tuple(Process(role=ENGINE_CORE, rank=rank, index=0, incarnation=1) for rank in range(ranks))
+    return front + cores

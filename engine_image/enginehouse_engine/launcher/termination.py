@@ -1,0 +1,122 @@
+"""Why the engine ended: the cause of the first death, the launcher's exit code and the container's termination message.
+
+Invariant: exit code 0 only without a cause. Does not decide what is a death: ``lifecycle.py`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from enginehouse_engine.launcher.messages import Failed
+from enginehouse_engine.launcher.process import Process
+
+SIGNAL: Final = "Signal"
+OUT_OF_MEMORY: Final = "OutOfMemory"
+EXIT_CODE: Final = "ExitCode"
+EXCEPTION: Final = "Exception"
+STARTUP_TIMEOUT: Final = "StartupTimeout"
+INVALID_CONFIG: Final = "InvalidConfig"
+MODEL_NOT_FOUND: Final = "ModelNotFound"
+CONTEXT_TOO_SMALL: Final = "ContextTooSmall"
+
+TRYING_AGAIN_CANNOT_HELP: Final = 78
+"""``EX_CONFIG`` of ``sysexits.h``."""
+
+_CANNOT_HELP: Final = frozenset({INVALID_CONFIG, MODEL_NOT_FOUND, CONTEXT_TOO_SMALL})
+_TERMINATION_LOG: Final = Path("/dev/termination-log")
+_TERMINATION_LOG_BYTES: Final = 4096
+
+
+@dataclass(frozen=True)
+class Exit:
+    """What the kernel said about an exit: exactly one of the two is set."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exited with code {self.exit_code}"
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        return f"was killed by {name}"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """``kind`` is the ``class`` of the wire protocol; the identity is absent when no process is to blame."""
+
+    kind: str
+    message: str
+    process: Process | None = None
+    pid: int | None = None
+    exit: Exit = Exit()
+
+    def fields(self) -> dict[str, Any]:
+        """The termination message of ``docs/wire-protocol.md`` section 1."""
+        return {
+            "class": self.kind,
+            "message": self.message,
+            "role": self.process.role if self.process else "launcher",
+            "rank": self.process.rank if self.process else None,
+            "incarnation": self.process.incarnation if self.process else None,
+            "pid": self.pid,
+            "exitCode": self.exit.exit_code,
+            "signal": self.exit.signal,
+        }
+
+
+def cause_of(process: Process, *, pid: int, exit: Exit, failed: Failed | None, out_of_memory: bool) -> Cause:
+    """Why ``process`` died. ``failed`` is its last word, if it came so far."""
+    if exit.signal is not None:
+        if out_of_memory and exit.signal == signal.SIGKILL:
+            kind, message = OUT_OF_MEMORY, f"{process} was killed by the kernel: the container's memory limit was reached"
+        else:
+            kind, message = SIGNAL, f"{process} {exit}"
+    elif failed is not None:
+        kind, message = failed.cause, f"{process}: {failed.message}"
+    elif exit.exit_code == TRYING_AGAIN_CANNOT_HELP:
+        kind, message = INVALID_CONFIG, f"{process} {exit}: its last log lines say why"
+    elif exit.exit_code == 0:
+        kind, message = EXIT_CODE, f"{process} {exit} although nobody asked it to"
+    else:
+        kind, message = EXIT_CODE, f"{process} {exit}"
+    return Cause(kind=kind, message=message, process=process, pid=pid, exit=exit)
+
+
+def exit_code(cause: Cause | None) -> int:
+    """The launcher's own exit code."""
+    if cause is None:
+        return 0
+    if cause.kind in _CANNOT_HELP:
+        return TRYING_AGAIN_CANNOT_HELP
+    if cause.exit.signal is not None:
+        return 128 + cause.exit.signal
+    return 1
+
+
+def termination_message(cause: Cause, *, limit_bytes: int = _TERMINATION_LOG_BYTES) -> bytes:
+    """JSON of at most ``limit_bytes``, since the kubelet cuts what is longer. The end of a long message is kept: it says what."""
+    fields = cause.fields()
+    kept = len(cause.message)
+    while len(data := json.dumps(fields).encode()) > limit_bytes and kept:
+        kept = kept * 3 // 4
+        fields["message"] = "…" + cause.message[len(cause.message) - kept :]
+    return data
+
+
+def write_termination_log(cause: Cause, path: Path = _TERMINATION_LOG) -> None:
+    """Tell the kubelet. Outside a pod the file does not exist, and it is not made."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return
+    with os.fdopen(descriptor, "wb") as log:
+        log.write(termination_message(cause))

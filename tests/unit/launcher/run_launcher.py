@@ -1,0 +1,30 @@
+"""The real launcher with stand-in processes: ``run_launcher.py '{"api-server 0": "bound,ready=0", ...}' FLAGS...``"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from enginehouse_engine import flags
+from enginehouse_engine.launcher.command_lines import RunFiles
+from enginehouse_engine.launcher.launch import launch
+from enginehouse_engine.launcher.process import Process
+
+
+def main() -> int:
+    behaviours = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="launcher: %(message)s", stream=sys.stderr)
+
+    def command_line(process: Process, files: RunFiles) -> list[str]:
+        key = f"{process.role} {process.index if process.rank is None else process.rank}"
+        stand_in = str(Path(__file__).with_name("stand_in.py"))
+        own = [str(files.launcher_socket), process.role, str(process.rank), str(process.index), behaviours[key]]
+        return [sys.executable, stand_in, *own]
+
+    return launch(flags.parse(sys.argv[2:]), command_line=command_line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
