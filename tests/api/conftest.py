@@ -1,7 +1,7 @@
 """A real kube-apiserver with the CRDs in it, for the tests of this folder.
 
 The one job: one control plane per test run, shared with runs beside it, and a fresh namespace per test.
-The invariant kept: the last run that uses the cluster stops it; a run that was killed leaves a cluster that the next one uses and stops.
+The invariant kept: the last run that uses the cluster stops it; one that a killed run left is used and stopped by the next.
 Not done here: kubelets; nothing runs in these pods (the tests in `tests/cluster` have a kubelet).
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
+
 from localkube import cluster
 from localkube.paths import cluster_paths
 
@@ -43,7 +44,7 @@ def api_cluster() -> Iterator[cluster.Cluster]:
 @pytest.fixture(scope="session")
 def api_client(api_cluster: cluster.Cluster) -> Iterator[kubernetes_client.ApiClient]:
     """The official client, as administrator."""
-    with kubernetes_config.new_client_from_config(str(api_cluster.kubeconfig)) as made:
+    with kubernetes_config.new_client_from_config(str(api_cluster.kubeconfig)) as made:  # type: ignore[no-untyped-call]
         yield made
 
 
@@ -52,6 +53,6 @@ def namespace(api_client: kubernetes_client.ApiClient) -> Iterator[str]:
     """The name of a namespace of this test alone; it is deleted afterwards, without waiting."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     core = kubernetes_client.CoreV1Api(api_client)
-    core.create_namespace({"metadata": {"name": name}})
+    core.create_namespace(kubernetes_client.V1Namespace(metadata=kubernetes_client.V1ObjectMeta(name=name)))
     yield name
     core.delete_namespace(name)
