@@ -48,11 +48,14 @@ class BuildStorage:
         buildah = f"buildah --root {self._root} --runroot {self.cache.images / 'run'} --storage-driver overlay"
         # buildah notes digests below /var/lib whatever its root is: give it memory there.
         memory = "[ ! -d /var/lib/containers ] || mount -t tmpfs localkube /var/lib/containers\n"
+        # And it locks a folder of network configuration that no build here uses.
+        settings = self.cache.images / "containers.conf"
+        settings.write_text(f'[network]\nnetwork_config_dir = "{self.cache.images / "run" / "cni"}"\n')
         log = self.cache.images / "build.log"
         with log.open("ab") as output:
             done = subprocess.run(
                 ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc", memory + text],
-                env={**os.environ, **(environment or {}), "BUILDAH": buildah},
+                env={**os.environ, **(environment or {}), "BUILDAH": buildah, "CONTAINERS_CONF": str(settings)},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, timeout=_BUILD_SECONDS, check=False,
             )  # fmt: skip
         if done.returncode != 0:

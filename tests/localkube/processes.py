@@ -7,10 +7,11 @@ namespace where there is one). A component that dies while the cluster starts fa
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .control_plane import Component
@@ -18,6 +19,7 @@ from .errors import LocalkubeError
 from .paths import ClusterPaths
 
 MARKER_VARIABLE = "ENGINEHOUSE_LOCALKUBE"
+_NS_GET_PARENT = 0xB702  # ioctl_ns(2)
 _POLL_SECONDS = 0.03
 _RESTARTS = 5  # within the window; more means it will never work
 _RESTART_WINDOW_SECONDS = 60.0
@@ -94,7 +96,7 @@ def processes_of(marker: str) -> dict[int, str]:
     wanted = f"{MARKER_VARIABLE}={marker}".encode()
     own_namespace = _namespace("self")
     found: dict[int, str] = {}
-    namespaces: dict[int, str] = {}
+    namespaces: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -105,14 +107,29 @@ def processes_of(marker: str) -> dict[int, str]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone meanwhile, or another user's: ours are always readable
     inside = {namespaces[pid] for pid in found} - {own_namespace}
-    for pid, namespace in namespaces.items():
-        if namespace in inside and pid not in found:
-            try:
+    strangers = {pid: namespace for pid, namespace in namespaces.items() if namespace != own_namespace and pid not in found}
+    for pid, namespace in strangers.items() if inside else ():
+        try:
+            if namespace in inside or inside & set(_outer_namespaces(pid)):
                 found[pid] = Path("/proc", str(pid), "comm").read_text().strip()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        except (FileNotFoundError, ProcessLookupError):
+            continue
     return found
 
 
-def _namespace(pid: str) -> str:
-    return os.readlink(f"/proc/{pid}/ns/pid")
+def _namespace(pid: str) -> int:
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino
+
+
+def _outer_namespaces(pid: int) -> Iterator[int]:
+    """The pid namespaces around a process's own; a container has one inside its cluster's."""
+    descriptor = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY)
+    while True:
+        try:
+            outer = fcntl.ioctl(descriptor, _NS_GET_PARENT)
+        except PermissionError:
+            return  # the next one is our own or around it
+        finally:
+            os.close(descriptor)
+        yield os.fstat(outer).st_ino
+        descriptor = outer
