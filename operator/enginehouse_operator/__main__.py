@@ -1,0 +1,36 @@
+"""``python -m enginehouse_operator``: parse flags, connect, run. Exit code 0 after SIGTERM, 1 when leadership was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from . import flags as operator_flags
+from .kubernetes_client import KubernetesClient, configure
+from .lease import LeaseLost
+from .run import run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    flags = operator_flags.parse(arguments)
+    logging.basicConfig(level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_main(flags))
+    except LeaseLost as error:
+        logging.getLogger("enginehouse.operator").error("%s: the process ends", error)
+        return 1
+    return 0
+
+
+async def _main(flags: operator_flags.Flags) -> None:
+    async with KubernetesClient(await configure()) as client:
+        await run(flags, client)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

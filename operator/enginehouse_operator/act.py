@@ -1,0 +1,136 @@
+"""Carry out the steps of a plan, in order; each refusal becomes a problem that the status tells.
+
+Invariant: what is born is born by POST under its deterministic name, so that a repeated step is refused and not doubled; what
+exists is named by UID. A step that fails does not stop the steps of other replicas.
+Does not decide, does not write statuses.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from . import names, reasons
+from .api import EngineCopy, InvalidSpec
+from .events import NORMAL, WARNING, Events
+from .kubernetes_client import PODS, REPLICAS, ApiError, Conflict, Forbidden, Invalid, KubernetesClient, NotFound
+from .observe import Engine, Replica
+from .pod_state import Problem
+from .read import World
+from .steps import AnyStep, ApplyObject, CreateMember, CreateReplica, DeleteMember, DeleteReplica, EndReplica, LeaveService
+from .wanted.metadata import Owner
+from .wanted.pods import Images, pod
+from .wanted.replicas import replica as replica_manifest
+
+log = logging.getLogger("enginehouse.operator")
+
+_TOLD = (CreateReplica, EndReplica, CreateMember)
+"""Steps that are worth an Event."""
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What came of the steps."""
+
+    acted: int = 0
+    problems: list[tuple[str, Problem]] = []
+    """With the name of the replica concerned, empty for the engine's own."""
+
+
+class Actor:
+    """Acts for one operator."""
+
+    def __init__(self, client: KubernetesClient, events: Events, images: Images) -> None:
+        self._client = client
+        self._events = events
+        self._images = images
+
+    async def act(self, steps: tuple[AnyStep, ...], *, engine: Engine, world: World, replicas: tuple[Replica, ...]) -> Outcome:
+        """Raises Unavailable when the API server cannot be reached: the pass ends there and is tried again."""
+        outcome, by_name = Outcome(problems=[]), {replica.name: replica for replica in replicas}
+        for step in steps:
+            where = {"engine": f"{engine.namespace}/{engine.name}", "step": type(step).__name__, "reason": step.reason}
+            try:
+                await self._one(step, engine, by_name)
+            except (Conflict, NotFound) as error:  # the world moved on: the next pass sees it as it is
+                log.info("%s: %s", step.message, error, extra=where)
+                outcome.acted += 1
+                continue
+            except (Invalid, Forbidden) as error:
+                log.warning("%s: %s", step.message, error, extra=where)
+                concerned = step.replica if isinstance(step, CreateMember) else ""
+                outcome.problems.append((concerned, refusal(error)))
+                continue
+            outcome.acted += 1
+            log.info("%s", step.message, extra=where)
+            if isinstance(step, _TOLD):
+                kind = WARNING if isinstance(step, EndReplica) and step.end.failure is not None else NORMAL
+                await self._events.say(world.engine, kind=kind, reason=step.reason, message=step.message)
+        return outcome
+
+    async def _one(self, step: AnyStep, engine: Engine, replicas: dict[str, Replica]) -> None:
+        client, namespace = self._client, engine.namespace
+        match step:
+            case CreateReplica():
+                await client.create(replica_manifest(engine_owner(engine), step))
+            case EndReplica():
+                await client.merge(
+                    REPLICAS, namespace, step.name, uid=step.uid, patch={"spec": {"end": msgspec.to_builtins(step.end)}}
+                )
+            case DeleteReplica():
+                await client.delete(REPLICAS, namespace, step.name, uid=step.uid)
+            case CreateMember():
+                replica = replicas[step.replica]
+                if replica.copy is not None:
+                    await client.create(self.member(engine, replica, replica.copy, step))
+            case LeaveService():
+                patch = {"metadata": {"labels": {names.LABEL_SERVING: None}}}
+                await client.merge(PODS, namespace, step.name, uid=step.uid, patch=patch)
+            case DeleteMember():
+                await client.delete(PODS, namespace, step.name, uid=step.uid)
+            case ApplyObject():
+                await client.apply(step.manifest)
+
+    def member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> dict[str, object]:
+        """The pod of a step."""
+        try:
+            return pod(replica_owner(engine, replica), copy, name=step.name, ordinal=step.ordinal, images=self._images)
+        except InvalidSpec as error:
+            raise Invalid(f"rendering pod {step.name}", status=422, reason=error.reason, message=str(error)) from error
+
+    async def dry_run(self, engine: Engine, copy: EngineCopy) -> Problem | None:
+        """Whether the API server would take the pods of this spec. Asked before anything that runs is replaced."""
+        owner = Owner(kind=names.ENGINE_KIND, name=engine.name, uid=engine.uid, namespace=engine.namespace, engine=engine.name)
+        try:
+            manifest = pod(owner, copy, name=f"{engine.name}-check", ordinal=0, images=self._images)
+        except InvalidSpec as error:
+            return Problem(reason=error.reason, message=str(error), wants_person=True)
+        manifest["spec"] |= {"serviceAccountName": "default"}  # the replica's does not exist yet
+        try:
+            await self._client.create(manifest, dry_run=True)
+        except (Invalid, Forbidden) as error:
+            found = refusal(error)
+            return found if found.wants_person else None  # quota and the like are judged when it is real
+        except (Conflict, NotFound):
+            return None
+        return None
+
+
+def refusal(error: ApiError) -> Problem:
+    """What the API server's refusal means to people."""
+    if isinstance(error, Invalid):
+        reason = error.reason if error.reason in reasons.MEANINGS else reasons.POD_REJECTED
+        hint = "check spec.template and spec.resources"
+        return Problem(reason=reason, message=f"the API server refused it: {error.message}: {hint}", wants_person=True)
+    if "exceeded quota" in error.message:
+        hint = "raise the quota, or ask for less in spec.resources or spec.replicas"
+        return Problem(reason=reasons.QUOTA_EXCEEDED, message=f"{error.message}: {hint}")
+    return Problem(reason=reasons.FORBIDDEN, message=f"{error.what} was forbidden: {error.message}")
+
+
+def engine_owner(engine: Engine) -> Owner:
+    return Owner(kind=names.ENGINE_KIND, name=engine.name, uid=engine.uid, namespace=engine.namespace, engine=engine.name)
+
+
+def replica_owner(engine: Engine, replica: Replica) -> Owner:
+    return Owner(kind=names.REPLICA_KIND, name=replica.name, uid=replica.uid, namespace=engine.namespace, engine=engine.name)

@@ -1,0 +1,229 @@
+"""The only module that talks to Kubernetes: read, create, apply, patch and delete the ten kinds that the operator knows.
+
+Invariant: every request has a deadline; every write names the object by UID where it exists already, so that it never hits a
+namesake; an answer that is no success becomes one of the errors below, decided by the caller and never retried here.
+Built on the transport of the official client (authentication, TLS, proxies); paths and JSON are ours, so that nothing is
+discovered at start and objects stay plain dictionaries. Does not watch (``handlers.py``) and does not decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+import msgspec
+from kubernetes.aio import client as transport
+from kubernetes.aio import config as transport_config
+
+from . import names
+
+REQUEST_SECONDS: Final = 15.0
+PAGE: Final = 500
+_DEADLINE: Final = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked: HTTP ``status`` (0 = no answer) and its words."""
+
+    def __init__(self, what: str, *, status: int, reason: str = "", message: str = "") -> None:
+        super().__init__(f"{what}: {status or 'no answer'} {reason}: {message}")
+        self.what = what
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class NotFound(ApiError):
+    """404."""
+
+
+class Conflict(ApiError):
+    """409: it exists already, or is another one than was meant. The next pass sees which."""
+
+
+class Invalid(ApiError):
+    """400 or 422: the API server refuses what the object says."""
+
+
+class Forbidden(ApiError):
+    """403: a quota, an admission policy, or a right that is missing."""
+
+
+class Unavailable(ApiError):
+    """No answer, 401, 429 or 5xx: later, perhaps."""
+
+
+_ERRORS: Final[dict[int, type[ApiError]]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """Where a kind lives."""
+
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        root = "api" if "/" not in self.api_version else "apis"
+        parts = [root, self.api_version, "namespaces" if namespace else "", namespace, self.plural, name, subresource]
+        return "/" + "/".join(part for part in parts if part)
+
+
+ENGINES: Final = Kind(names.API_VERSION, "inferenceengines")
+REPLICAS: Final = Kind(names.API_VERSION, "enginereplicas")
+PODS: Final = Kind("v1", "pods")
+SERVICES: Final = Kind("v1", "services")
+SERVICE_ACCOUNTS: Final = Kind("v1", "serviceaccounts")
+ROLES: Final = Kind("rbac.authorization.k8s.io/v1", "roles")
+ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io/v1", "rolebindings")
+CLAIMS: Final = Kind("v1", "persistentvolumeclaims")
+EVENTS: Final = Kind("v1", "events")
+LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
+
+BY_KIND: Final = {
+    names.REPLICA_KIND: REPLICAS,
+    "Pod": PODS,
+    "Service": SERVICES,
+    "ServiceAccount": SERVICE_ACCOUNTS,
+    "Role": ROLES,
+    "RoleBinding": ROLE_BINDINGS,
+    "Event": EVENTS,
+    "Lease": LEASES,
+}
+
+Raw = dict[str, Any]
+_decode = msgspec.json.Decoder().decode
+
+_APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
+
+
+async def configure() -> transport.Configuration:
+    """From the pod's service account, or else KUBECONFIG or ~/.kube/config. Raises ConfigException when there is neither."""
+    found = transport.Configuration()
+    try:
+        transport_config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+    except transport_config.ConfigException:
+        await transport_config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+    return found
+
+
+class KubernetesClient:
+    """One connection pool. Use as an asynchronous context manager."""
+
+    def __init__(self, configuration: transport.Configuration) -> None:
+        self._transport = transport.ApiClient(configuration)
+        self._transport.user_agent = names.FIELD_MANAGER
+
+    async def __aenter__(self) -> KubernetesClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._transport.close()  # type: ignore[no-untyped-call]
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
+        """The object, or None when there is none."""
+        try:
+            return await self._send("GET", kind.path(namespace, name))
+        except NotFound:
+            return None
+
+    async def list(self, kind: Kind, namespace: str, *, selector: str = "", limit: int | None = None) -> list[Raw]:
+        """All of them, as of now (a quorum read), in pages; or the first ``limit``."""
+        found: list[Raw] = []
+        more: str | None = ""
+        while more is not None:
+            query = {"limit": str(limit or PAGE)} | ({"labelSelector": selector} if selector else {})
+            page = await self._send("GET", kind.path(namespace), query | ({"continue": more} if more else {}))
+            found += page["items"]
+            more = page["metadata"].get("continue") or None if limit is None else None
+        return found
+
+    async def create(self, manifest: Raw, *, dry_run: bool = False) -> Raw:
+        """POST. Raises Conflict when the name is taken."""
+        kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
+        query = {"fieldManager": names.FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
+        return await self._send("POST", kind.path(metadata["namespace"]), query, body=manifest, writes=not dry_run)
+
+    async def apply(self, manifest: Raw) -> Raw:
+        """Server-side apply of the whole intent; made when absent."""
+        kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
+        return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest)
+
+    async def apply_status(self, kind: Kind, seen: Mapping[str, Any], status: Raw) -> Raw:
+        """Server-side apply of the operator's part of a status. Raises Conflict when the object is another one by now."""
+        metadata = seen["metadata"]
+        body = {
+            "apiVersion": seen["apiVersion"],
+            "kind": seen["kind"],
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+            "status": status,
+        }
+        return await self._apply(kind.path(metadata["namespace"], metadata["name"], "status"), body)
+
+    async def merge(self, kind: Kind, namespace: str, name: str, *, uid: str, patch: Raw) -> Raw:
+        """Merge patch of the object with this UID. Raises Conflict when it is another one, NotFound when it is gone."""
+        body = patch | {"metadata": {**patch.get("metadata", {}), "uid": uid}}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE, writes=True)
+
+    async def replace(self, manifest: Raw) -> Raw:
+        """PUT, refused (Conflict) unless ``metadata.resourceVersion`` is still the present one."""
+        kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
+        return await self._send("PUT", kind.path(metadata["namespace"], metadata["name"]), body=manifest, writes=True)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+        """Delete the object with this UID. Gone already, or another one by now, is as good."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._send("DELETE", kind.path(namespace, name), body=body, writes=True)
+        except (NotFound, Conflict):
+            return
+
+    async def _apply(self, path: str, body: Raw) -> Raw:
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._send("PATCH", path, query, body=body, content_type=_APPLY, writes=True)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        *,
+        body: Raw | None = None,
+        content_type: str = "application/json",
+        writes: bool = False,
+    ) -> Raw:
+        """One request, one answer. ``writes`` marks what changes the world: for whoever counts."""
+        what = f"{method} {path}"
+        if query:
+            path = f"{path}?{urlencode(query)}"
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                request = await self._transport.param_serialize(
+                    method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+                )
+                answer = await self._transport.call_api(*request, _request_timeout=_DEADLINE)
+                content = await answer.read()  # type: ignore[no-untyped-call]
+        except TimeoutError as error:
+            raise Unavailable(what, status=0, message=f"no answer within {REQUEST_SECONDS:.0f} s") from error
+        except aiohttp.ClientError as error:
+            raise Unavailable(what, status=0, message=str(error) or type(error).__name__) from error
+        return _result(what, answer.status, content)
+
+
+def _result(what: str, status: int, content: bytes) -> Raw:
+    try:
+        found = _decode(content) if content else {}
+    except msgspec.DecodeError:
+        found = {"message": content[:200].decode(errors="replace")}
+    if not isinstance(found, dict):
+        found = {"message": f"an object was wanted, found {type(found).__name__}"}
+        status = status if status >= 400 else 500
+    if 200 <= status < 300:
+        return found
+    kind = _ERRORS.get(status, Unavailable)
+    raise kind(what, status=status, reason=str(found.get("reason", "")), message=str(found.get("message", "")))

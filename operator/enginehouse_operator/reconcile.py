@@ -1,0 +1,178 @@
+"""One pass over one engine: read, observe, plan, act, status.
+
+Invariant: level-triggered. A pass knows nothing of what woke it or of earlier passes; what it does follows from what it reads.
+It may stop after any write, and the next one, of whatever process, goes on from there.
+Does not read raw fields (``observe.py``), decide (``plan_*.py``) or render (``wanted/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from . import api, observe, reasons
+from .act import Actor, engine_owner, replica_owner
+from .conditions import cut
+from .events import WARNING, Events
+from .kubernetes_client import CLAIMS, ENGINES, REPLICAS, KubernetesClient
+from .observe import Engine, Replica
+from .plan_engine import EnginePlan, plan_engine
+from .plan_objects import plan_objects
+from .plan_replica import plan_replica
+from .pod_state import Problem, claim_not_found
+from .read import World, read
+from .status import engine_status, replica_status
+from .steps import AnyStep, CreateReplica, EndReplica
+from .wanted.pods import claims
+from .wanted.rights import rights
+from .wanted.services import endpoint, services
+
+RESYNC_SECONDS: Final = 600.0
+"""A settled engine is looked at again after so long: what no watch told is put right then."""
+HELD_SECONDS: Final = 15.0
+"""While the world lacks something that no watch tells of (a volume claim, a quota)."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """When to look again; ``refused``: the API server said no, so ``look_again_seconds`` grows each time."""
+
+    look_again_seconds: float
+    refused: bool = False
+
+
+class Reconciler:
+    """Everything that passes share. Safe to use for several engines at once."""
+
+    def __init__(self, client: KubernetesClient, actor: Actor, events: Events, clock: Callable[[], datetime]) -> None:
+        self._client = client
+        self._actor = actor
+        self._events = events
+        self._clock = clock
+
+    async def reconcile(self, namespace: str, name: str) -> Result:
+        """One pass. Raises ApiError when the API server cannot be read or written."""
+        world = await read(self._client, namespace, name)
+        if world is None:
+            return Result(look_again_seconds=RESYNC_SECONDS)
+        engine, now = observe.engine(world.engine), self._clock()
+        if engine.is_deleting:
+            return Result(look_again_seconds=RESYNC_SECONDS)
+        replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
+        spec, problems = _spec(world)
+        plan, held = await self._plan(engine, spec, replicas, now)
+        steps, taken = _all_steps(engine, spec, plan, replicas, world, now)
+        outcome = await self._actor.act(steps, engine=engine, world=world, replicas=replicas)
+        found = [*problems, *held, *taken, *(problem for _, problem in outcome.problems)]
+        await self._write_replicas(world, replicas, outcome.problems, now)
+        await self._write_engine(world, engine, spec, replicas, plan, found, now)
+        return _result(plan, acted=outcome.acted, refused=bool(outcome.problems), held=bool(held or taken))
+
+    async def _plan(
+        self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime
+    ) -> tuple[EnginePlan, list[Problem]]:
+        """The plan, and what holds it up: before a replica is made or replaced the world is asked whether it can be."""
+        if spec is None:
+            return EnginePlan(), []
+        plan = plan_engine(engine, spec, replicas, now=now)
+        if not any(_makes_or_replaces(step) for step in plan.steps):
+            return plan, []
+        held = await self._preflight(engine, spec.copy())
+        return (plan_engine(engine, spec, replicas, hold=True, now=now), held) if held else (plan, [])
+
+    async def _preflight(self, engine: Engine, copy: api.EngineCopy) -> list[Problem]:
+        refused = await self._actor.dry_run(engine, copy)
+        if refused is not None:
+            return [refused]
+        missing = [claim for claim in claims(copy) if await self._client.get(CLAIMS, engine.namespace, claim) is None]
+        return [claim_not_found(claim) for claim in missing]
+
+    async def _write_replicas(
+        self, world: World, replicas: tuple[Replica, ...], problems: list[tuple[str, Problem]], now: datetime
+    ) -> None:
+        raw = {found["metadata"]["uid"]: found for found in world.replicas}
+        for replica in replicas:
+            own = [problem for name, problem in problems if name == replica.name]
+            status = replica_status(replica, problems=own, now=now)
+            seen = {"observedGeneration": replica.observed_generation, "conditions": list(replica.conditions)}
+            if status != seen and not replica.is_deleting:
+                await self._client.apply_status(REPLICAS, raw[replica.uid], status)
+
+    async def _write_engine(
+        self,
+        world: World,
+        engine: Engine,
+        spec: api.EngineSpec | None,
+        replicas: tuple[Replica, ...],
+        plan: EnginePlan,
+        problems: list[Problem],
+        now: datetime,
+    ) -> None:
+        where = endpoint(engine_owner(engine), spec.service) if spec is not None else ""
+        status = engine_status(engine, spec, replicas, plan=plan, problems=problems, endpoint=where, now=now)
+        if status == engine.status:
+            return
+        await self._client.apply_status(ENGINES, world.engine, status)
+        if _condition(status, "Stalled") != _condition(engine.status, "Stalled"):
+            stalled = _condition(status, "Stalled")
+            if stalled is not None:
+                await self._events.say(world.engine, kind=WARNING, reason=stalled[0], message=stalled[1])
+
+
+def _spec(world: World) -> tuple[api.EngineSpec | None, list[Problem]]:
+    try:
+        return api.parse_engine(world.engine["spec"]), []
+    except api.InvalidSpec as error:
+        return None, [Problem(reason=error.reason, message=cut(str(error)), wants_person=True)]
+
+
+def _all_steps(
+    engine: Engine, spec: api.EngineSpec | None, plan: EnginePlan, replicas: tuple[Replica, ...], world: World, now: datetime
+) -> tuple[tuple[AnyStep, ...], list[Problem]]:
+    """Services and rights before those who need them; the ends of replicas before what they lead to."""
+    steps: list[AnyStep] = []
+    problems: list[Problem] = []
+    if spec is not None:
+        applied, problems_found = plan_objects(services(engine_owner(engine), spec.service), world.services, owner_uid=engine.uid)
+        steps += applied
+        problems += problems_found
+    steps += plan.steps
+    ending = {step.name for step in plan.steps if isinstance(step, EndReplica)}
+    for replica in replicas:
+        if replica.name in ending:
+            continue
+        taken = plan_replica(replica, revision=_revision(replica), now=now)
+        if replica.is_live and not any(isinstance(step, EndReplica) for step in taken):
+            applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.rights, owner_uid=replica.uid)
+            steps += applied
+            problems += problems_found
+        steps += taken
+    return tuple(steps), problems
+
+
+def _revision(replica: Replica) -> str:
+    return api.revision(replica.copy) if replica.copy is not None else ""
+
+
+def _makes_or_replaces(step: AnyStep) -> bool:
+    return isinstance(step, CreateReplica) or (isinstance(step, EndReplica) and step.reason == reasons.ROLLOUT)
+
+
+def _condition(status: dict[str, Any], kind: str) -> tuple[str, str] | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == kind:
+            return condition["reason"], condition["message"]
+    return None
+
+
+def _result(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Result:
+    if refused:
+        return Result(look_again_seconds=0.0, refused=True)
+    if acted:
+        return Result(look_again_seconds=0.0)  # until a pass finds nothing to do, whatever the watches tell
+    if held:
+        return Result(look_again_seconds=HELD_SECONDS)
+    wait = plan.look_again_seconds
+    return Result(look_again_seconds=min(max(wait, 0.0), RESYNC_SECONDS) if wait is not None else RESYNC_SECONDS)

@@ -1,0 +1,105 @@
+"""The operator as a running whole: lease, watches, queue, health; and the named loop top where a pass may fail.
+
+Invariant: nothing is watched or written before this process leads; when one part ends, for whatever reason, all end.
+Does not parse flags (``flags.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import kopf
+
+from . import __version__, handlers, metrics
+from .act import Actor
+from .events import Events
+from .flags import Flags
+from .health import serve_health, serve_metrics
+from .kubernetes_client import REPLICAS, ApiError, KubernetesClient, NotFound
+from .lease import Lease
+from .queue import Again, Key, KeyedQueue
+from .reconcile import Reconciler
+
+CRD_RETRY_SECONDS = 5.0
+
+log = logging.getLogger("enginehouse.operator")
+
+
+async def run(flags: Flags, client: KubernetesClient) -> None:
+    """Lead and work until SIGTERM or SIGINT. Raises LeaseLost."""
+    events = Events(client)
+    actor = Actor(client, events, flags.images)
+    reconciler = Reconciler(client, actor, events, clock=lambda: datetime.now(UTC))
+    queue = KeyedQueue(guarded(reconciler), workers=flags.workers)
+    async with contextlib.AsyncExitStack() as servers:
+        if flags.health_port:
+            servers.push_async_callback((await serve_health(flags.health_port, lambda: queue.longest_running_seconds)).cleanup)
+        if flags.metrics_port:
+            servers.push_async_callback((await serve_metrics(flags.metrics_port, lambda: queue.depth)).cleanup)
+        lease = Lease(client, namespace=flags.lease_namespace, identity=flags.identity)
+        await lease.acquire()
+        metrics.IS_LEADER.set(1)
+        await wait_for_kinds(client, flags.namespace or flags.lease_namespace)
+        log.info("operator %s works on %s", __version__, flags.namespace or "all namespaces")
+        watches = kopf.operator(
+            registry=handlers.registry(queue.add, queue.forget),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=flags.namespace is None,
+            namespaces=[flags.namespace] if flags.namespace else [],
+        )
+        await first_of(watches, queue.run(), lease.keep())
+        await lease.release()
+
+
+async def first_of(*parts: Awaitable[None]) -> None:
+    """Run all; when one ends, end the others. Raises what it raised."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def wait_for_kinds(client: KubernetesClient, namespace: str) -> None:
+    """Until the API server knows both kinds. Says what to do while it does not."""
+    while True:
+        try:
+            await client.list(REPLICAS, namespace, limit=1)
+        except NotFound:
+            log.warning("the API server does not know EngineReplica: kubectl apply -f crds/")
+        except ApiError as error:
+            log.warning("the API server: %s", error)
+        else:
+            return
+        await asyncio.sleep(CRD_RETRY_SECONDS)
+
+
+def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
+    """The loop top: a pass that fails is logged once and tried again later, whatever it was."""
+
+    async def one_pass(key: Key) -> Again:
+        began = time.monotonic()
+        try:
+            result = await reconciler.reconcile(*key)
+        except ApiError as error:
+            log.warning("%s/%s: %s", *key, error)
+            word, again = "unavailable", Again(after_seconds=0.0, failed=True)
+        except Exception:
+            log.exception("%s/%s: a bug: this pass is given up and tried again", *key)
+            word, again = "error", Again(after_seconds=0.0, failed=True)
+        else:
+            word = "refused" if result.refused else "acted" if result.look_again_seconds == 0 else "settled"
+            again = Again(after_seconds=result.look_again_seconds, failed=result.refused)
+        metrics.PASSES.labels(result=word).inc()
+        metrics.PASS_SECONDS.observe(time.monotonic() - began)
+        return again
+
+    return one_pass

@@ -1,0 +1,1 @@
+"""What shall exist: manifests as pure functions of the engine, the replica and the operator's settings."""

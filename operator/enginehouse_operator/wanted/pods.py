@@ -1,0 +1,227 @@
+"""The pod of a member: launcher container `engine`, native sidecar `monitor`, and what the two share.
+
+Invariants: rendered once, from the replica's copy; passes the `restricted` Pod Security Standard; the engine container holds no
+API token; the kubelet never restarts the engine (`restartPolicy: Never`), only the monitor.
+Arguments: ``docs/wire-protocol.md`` section 1. Does not create anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from enginehouse_operator import names
+from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, model_source, revision
+
+from .metadata import Owner, metadata
+from .template import merge
+
+SOCKET_DIR: Final = "/run/enginehouse"
+MODEL_DIR: Final = "/var/lib/enginehouse/model"
+CACHE_DIR: Final = "/var/lib/enginehouse/cache"
+API_KEY_DIR: Final = "/var/run/secrets/enginehouse/api-key"
+TOKEN_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+USER_ID: Final = 10001
+SETTLE_SECONDS: Final = 5
+"""Endpoints settle for so long while the leader goes on accepting."""
+STOP_MARGIN_SECONDS: Final = 10
+"""For stopping the processes after the drain, before the kubelet kills them."""
+TOKEN_SECONDS: Final = 3600
+SHARED_MEMORY_LIMIT: Final = "256Mi"
+
+
+class Images(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator's settings that pods are made from."""
+
+    engine: str
+    monitor: str
+    pull_policy: str
+
+
+def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Images) -> dict[str, Any]:
+    """``owner`` is the replica. Raises InvalidSpec for a template that is refused."""
+    role = names.LEADER if ordinal == 0 else names.WORKER
+    labels = {
+        "app.kubernetes.io/component": role,
+        names.LABEL_REPLICA: owner.name,
+        names.LABEL_ROLE: role,
+        names.LABEL_ORDINAL: str(ordinal),
+        names.LABEL_REVISION: revision(copy),
+    }
+    if role == names.LEADER:
+        labels[names.LABEL_SERVING] = "true"
+    volumes, mounts = _volumes(copy)
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata(
+            owner, name, labels=labels, annotations={"kubectl.kubernetes.io/default-container": names.ENGINE_CONTAINER}
+        ),
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": owner.name,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "hostname": name,
+            "subdomain": names.members_service_name(owner.engine),
+            "terminationGracePeriodSeconds": copy.drain.timeout_seconds + SETTLE_SECONDS + STOP_MARGIN_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER_ID,
+                "runAsGroup": USER_ID,
+                "fsGroup": USER_ID,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "initContainers": [_monitor(owner, name, images)],
+            "containers": [_engine(owner, copy, mounts, images)],
+            "volumes": volumes,
+        },
+    }
+    return merge(manifest, copy.template)
+
+
+_RESTRICTED: Final = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def _engine(owner: Owner, copy: EngineCopy, mounts: list[dict[str, Any]], images: Images) -> dict[str, Any]:
+    # A user id that no passwd file knows has / as its home, which is read-only here.
+    environment: list[dict[str, Any]] = [{"name": "HOME", "value": "/tmp"}]
+    if copy.model.token_secret_ref is not None:
+        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _key(copy.model.token_secret_ref)}})
+    container: dict[str, Any] = {
+        "name": names.ENGINE_CONTAINER,
+        "image": copy.image or images.engine,
+        "imagePullPolicy": images.pull_policy,
+        "command": ["python", "-m", "enginehouse_engine"],
+        "args": arguments(copy, replica_uid=owner.uid),
+        "env": environment,
+        "ports": [{"name": names.HTTP_PORT_NAME, "containerPort": names.HTTP_PORT, "protocol": "TCP"}],
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": names.HTTP_PORT_NAME, "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": 2,
+        },
+        "securityContext": _RESTRICTED,
+        "volumeMounts": mounts,
+    }
+    resources = msgspec.to_builtins(copy.resources)
+    if resources:
+        container["resources"] = resources
+    return container
+
+
+def arguments(copy: EngineCopy, *, replica_uid: str) -> list[str]:
+    """The launcher's flags. Those that equal their default are left out."""
+    source, shape = model_source(copy.model.uri), copy.parallelism
+    uri = f"file://{MODEL_DIR}/{source.path}".rstrip("/") if isinstance(source, ClaimModel) else copy.model.uri
+    served = copy.model.served_name
+    if served is None and isinstance(source, ClaimModel) and not source.path:
+        served = source.claim
+    flags: list[tuple[str, str | int | None]] = [
+        ("--model", uri),
+        ("--revision", copy.model.revision),
+        ("--served-model-name", served),
+        ("--executor", copy.executor),
+        ("--data-parallel", shape.data),
+        ("--tensor-parallel", shape.tensor),
+        ("--pipeline-parallel", shape.pipeline),
+        ("--api-servers", copy.api_servers),
+        ("--host", "0.0.0.0"),
+        ("--port", names.HTTP_PORT),
+        ("--memory-utilization-percent", copy.memory.utilization_percent),
+        ("--max-context-length", copy.context.max_length),
+        ("--min-context-length", copy.context.min_length),
+        ("--startup-timeout-seconds", copy.startup.timeout_seconds),
+        ("--drain-timeout-seconds", copy.drain.timeout_seconds),
+        ("--api-key-file", f"{API_KEY_DIR}/api-key" if copy.auth is not None else None),
+        ("--model-cache-dir", CACHE_DIR if isinstance(source, HubModel) else None),
+        ("--monitor-socket", f"{SOCKET_DIR}/monitor.sock"),
+        ("--replica-uid", replica_uid),
+    ]
+    return [f"{flag}={value}" for flag, value in flags if value is not None]
+
+
+def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
+    return {
+        "name": names.MONITOR_CONTAINER,
+        "image": images.monitor,
+        "imagePullPolicy": images.pull_policy,
+        "restartPolicy": "Always",  # makes it a native sidecar: it starts before the engine and ends after it
+        "command": ["python", "-m", "enginehouse_operator.monitor"],
+        "args": [
+            f"--socket={SOCKET_DIR}/monitor.sock",
+            f"--namespace={owner.namespace}",
+            f"--replica={owner.name}",
+            f"--replica-uid={owner.uid}",
+            f"--member={name}",
+        ],
+        "env": [
+            {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        ],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "96Mi"}},
+        "securityContext": _RESTRICTED,
+        "volumeMounts": [
+            {"name": "sockets", "mountPath": SOCKET_DIR},
+            {"name": "monitor-token", "mountPath": TOKEN_DIR, "readOnly": True},
+        ],
+    }
+
+
+def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The pod's volumes, and the engine container's mounts."""
+    source = model_source(copy.model.uri)
+    token = {
+        "defaultMode": 0o440,
+        "sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_SECONDS}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        ],
+    }
+    volumes: list[dict[str, Any]] = [
+        {"name": "sockets", "emptyDir": {}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "monitor-token", "projected": token},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "sockets", "mountPath": SOCKET_DIR},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+        {"name": "scratch", "mountPath": "/tmp"},
+    ]
+    if isinstance(source, ClaimModel):
+        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}})
+        mounts.append({"name": "model", "mountPath": MODEL_DIR, "readOnly": True})
+    if isinstance(source, HubModel):
+        cache = copy.model.cache
+        where = {"emptyDir": {}} if cache is None else {"persistentVolumeClaim": {"claimName": cache.claim_name}}
+        volumes.append({"name": "model-cache", **where})
+        mounts.append({"name": "model-cache", "mountPath": CACHE_DIR})
+    if copy.auth is not None:
+        key = copy.auth.api_key_secret_ref
+        secret = {"secretName": key.name, "items": [{"key": key.key, "path": "api-key"}], "defaultMode": 0o440}
+        volumes.append({"name": "api-key", "secret": secret})
+        mounts.append({"name": "api-key", "mountPath": API_KEY_DIR, "readOnly": True})
+    return volumes, mounts
+
+
+def claims(copy: EngineCopy) -> tuple[str, ...]:
+    """Names of the volume claims that a member mounts, those of the template included."""
+    named = [volume.get("persistentVolumeClaim") for volume in _volumes(copy)[0]]
+    named += [
+        volume.get("persistentVolumeClaim")
+        for volume in (copy.template.get("spec") or {}).get("volumes") or ()
+        if isinstance(volume, dict)
+    ]
+    return tuple(str(claim["claimName"]) for claim in named if isinstance(claim, dict) and claim.get("claimName"))
+
+
+def _key(reference: KeyRef) -> dict[str, str]:
+    return {"name": reference.name, "key": reference.key}

@@ -1,0 +1,54 @@
+"""The services of an engine: the one clients use, and the headless one that names its members.
+
+Invariant: the serving service selects leaders in service and nothing else; taking one label off a pod takes it out.
+Does not apply anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enginehouse_operator import names
+from enginehouse_operator.api import Service
+
+from .metadata import Owner, marked, metadata
+
+
+def services(owner: Owner, service: Service) -> tuple[dict[str, Any], ...]:
+    """In the order in which they are applied."""
+    port = {
+        "name": names.HTTP_PORT_NAME,
+        "port": service.port,
+        "targetPort": names.HTTP_PORT_NAME,
+        "protocol": "TCP",
+        "appProtocol": "http",
+    }
+    serving = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, names.service_name(owner.engine), labels={}),
+        "spec": {
+            "type": service.type,
+            "selector": {names.LABEL_ENGINE: owner.engine, names.LABEL_SERVING: "true"},
+            "ports": [port],
+        },
+    }
+    members = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, names.members_service_name(owner.engine), labels={}),
+        "spec": {
+            "clusterIP": "None",
+            # Members look each other up before they are ready.
+            "publishNotReadyAddresses": True,
+            "selector": {names.LABEL_ENGINE: owner.engine},
+            "ports": [port | {"port": names.HTTP_PORT}],
+        },
+    }
+    return marked(members), marked(serving)
+
+
+def endpoint(owner: Owner, service: Service) -> str:
+    """The URL of the OpenAI API inside the cluster."""
+    port = "" if service.port == 80 else f":{service.port}"
+    return f"http://{names.service_name(owner.engine)}.{owner.namespace}.svc{port}"
