@@ -1,0 +1,63 @@
+"""``python -m enginehouse_operator.monitor``: arguments and environment, then :func:`run`.
+
+    --socket S --namespace N --replica R --replica-uid U --member POD
+
+The environment says what only the kubelet knows: POD_UID, POD_IP, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from enginehouse_operator.monitor.api import Access
+from enginehouse_operator.monitor.run import Settings, run
+
+_CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Settings:
+    """Exits with a clear message when something is missing."""
+    parser = argparse.ArgumentParser(prog="enginehouse-monitor", description="Reports the life and death of one pod's processes.")
+    parser.add_argument("--socket", type=Path, required=True, help="where the launcher connects")
+    parser.add_argument("--namespace", required=True, help="of pod and EngineReplica")
+    parser.add_argument("--replica", required=True, help="name of the EngineReplica")
+    parser.add_argument("--replica-uid", required=True, help="its metadata.uid; another one is never written to")
+    parser.add_argument("--member", required=True, help="name of the pod: its row and its field manager")
+    parser.add_argument(
+        "--credentials", type=Path, default=_CREDENTIALS, help="folder with token and ca.crt (default: %(default)s)"
+    )
+    given = parser.parse_args(arguments)
+    wanted = ("POD_UID", "POD_IP", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
+    missing = [name for name in wanted if not environment.get(name)]
+    if missing:
+        parser.error(f"the environment lacks {', '.join(missing)}; in a pod the kubelet and the downward API set them")
+    return Settings(
+        socket=given.socket,
+        namespace=given.namespace,
+        replica=given.replica,
+        replica_uid=given.replica_uid,
+        member=given.member,
+        pod_uid=environment["POD_UID"],
+        pod_address=environment["POD_IP"],
+        access=Access(
+            host=environment["KUBERNETES_SERVICE_HOST"],
+            port=int(environment["KUBERNETES_SERVICE_PORT"]),
+            token_file=given.credentials / "token",
+            ca_file=given.credentials / "ca.crt",
+        ),
+    )
+
+
+def main() -> int:
+    """The exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s monitor: %(message)s", stream=sys.stderr)
+    return run(settings(None, os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
