@@ -1,0 +1,82 @@
+"""One answer of a request while it grows: tokens in, text out, ended by the model or by a stop string.
+
+Invariant: the text of all deltas together is the answer; each visible token's log probability comes out exactly once, with or after
+the text that it belongs to. Pure: no sockets, no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from enginehouse_engine.protocol import RequestOutput, TokenLogprobs
+from enginehouse_engine.text.detokenizer import Detokenizer, StopStrings
+from enginehouse_engine.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of the answer: its log probabilities, and where its text begins (characters from the answer's start)."""
+
+    logprobs: TokenLogprobs
+    offset: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an output added to an answer."""
+
+    text: str
+    scored: tuple[ScoredToken, ...] = ()
+    finish_reason: str | None = None
+
+
+class Choice:
+    """The state of one answer. ``continues``: its text goes on with the prompt's."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, continues: bool) -> None:
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
+        self._stops = StopStrings(stops)
+        self._pending: list[ScoredToken] = []
+        self._read = 0
+        self._shown = 0
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.finished = False
+
+    def feed(self, output: RequestOutput) -> Delta:
+        """What ``output`` adds. Nothing is added after the end."""
+        if self.finished:
+            return Delta("")
+        self.completion_tokens += len(output.tokens)
+        self.cached_tokens += output.cached_tokens
+        tokens = output.tokens[:-1] if output.stop_token is not None else output.tokens
+        text = self._read_tokens(tokens, output.logprobs)
+        if output.finish_reason is not None:
+            text += self._detokenizer.finish()
+        text = self._stops.feed(text)
+        reason = output.finish_reason
+        if self._stops.stopped:
+            reason = "stop"
+        elif reason is not None:
+            text += self._stops.finish()
+        self._shown += len(text)
+        self.finished = reason is not None
+        return Delta(text, self._scored(), reason)
+
+    def _read_tokens(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
+        if not logprobs:
+            return self._detokenizer.feed(tokens)
+        pieces = []
+        for token, entry in zip(tokens, logprobs, strict=False):
+            self._pending.append(ScoredToken(entry, self._read))
+            pieces.append(self._detokenizer.feed((token,)))
+            self._read += len(pieces[-1])
+        return "".join(pieces)
+
+    def _scored(self) -> tuple[ScoredToken, ...]:
+        """Those whose text is shown. What a stop string cut off is dropped with its text."""
+        complete = self.finished and not self._stops.stopped
+        count = sum(1 for token in self._pending if complete or token.offset < self._shown)
+        out, self._pending = self._pending[:count], self._pending[count:]
+        return tuple(out)

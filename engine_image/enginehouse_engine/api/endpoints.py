@@ -1,0 +1,236 @@
+"""The two routes that generate: ``/v1/completions`` and ``/v1/chat/completions``, from body to response.
+
+Invariant: everything that can be refused is refused before a core hears of the request; texts long enough to matter are tokenized
+in a thread, so that other requests go on. Does not know who else is under way (``service.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from enginehouse_engine.api import errors, translate
+from enginehouse_engine.api.choices import Choice, Delta
+from enginehouse_engine.api.formats import ChatFormat, CompletionFormat, Format
+from enginehouse_engine.api.generation import ClientGone, Generation
+from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, chat_request, completion_request
+from enginehouse_engine.api.service import LONG_TEXT_CHARACTERS, ModelText, Service
+from enginehouse_engine.api.stream import EventStream
+from enginehouse_engine.protocol import Sampling, Submit, pack_tokens
+from enginehouse_engine.text.chat_template import ChatTemplateError
+
+MOST_BODY_BYTES: Final = 16 << 20
+
+_Request = TypeVar("_Request", CompletionRequest, ChatRequest)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request asks of the cores: a prompt and a sampling for each answer, and how the answers are shown."""
+
+    prompts: Sequence[list[int]]
+    samplings: Sequence[Sequence[Sampling]]
+    """For each prompt, one for each of its answers."""
+    stops: Sequence[str]
+    continues: bool
+    form: Format
+
+
+class _Endpoint(ABC, Generic[_Request]):
+    """An ASGI application for one route. Raises ApiError until the response has begun."""
+
+    decoder: msgspec.json.Decoder[_Request]
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @abstractmethod
+    async def plan(self, request: _Request, text: ModelText, *, limit: int) -> Plan:
+        """Raises ApiError for everything that this engine does not do."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrival = time.monotonic()
+        http = Request(scope, receive)
+        authorize(http, self._service.api_key)
+        body = await read_body(http)
+        with self._service.enter() as (text, limit):
+            request = translate.decode(body, self.decoder)
+            if request.model != self._service.model_name:
+                raise errors.model_not_found(request.model, served=self._service.model_name)
+            plan = await self.plan(request, text, limit=limit)
+            try:
+                with self._generate(plan, text, arrival) as generation:
+                    generation.watch(receive)
+                    response = await (_streamed if request.stream else _whole)(generation, plan.form)
+                    await response(scope, receive, send)
+            except ClientGone:
+                return
+
+    def _generate(self, plan: Plan, text: ModelText, arrival: float) -> Generation:
+        submits = [
+            Submit(f"{plan.form.id}-{place}-{answer}", packed, sampling, arrival)
+            for place, (prompt, samplings) in enumerate(zip(plan.prompts, plan.samplings, strict=True))
+            for packed in [pack_tokens(prompt)]
+            for answer, sampling in enumerate(samplings)
+        ]
+        return Generation(
+            self._service.front_end,
+            self._service.metrics,
+            submits=submits,
+            choices=[Choice(text.tokenizer, plan.stops, continues=plan.continues) for _ in submits],
+            answers_per_prompt=len(plan.samplings[0]),
+            prompt_tokens=sum(map(len, plan.prompts)),
+            arrival_seconds=arrival,
+        )
+
+    async def _computed(self, characters: int, compute: Callable[[], _Result]) -> _Result:
+        """``compute()``, in a thread when it works on a text long enough to hold up others."""
+        if characters < LONG_TEXT_CHARACTERS:
+            return compute()
+        return await asyncio.get_running_loop().run_in_executor(self._service.threads, compute)
+
+
+class Completions(_Endpoint[CompletionRequest]):
+    """``POST /v1/completions``."""
+
+    decoder = completion_request
+
+    async def plan(self, request: CompletionRequest, text: ModelText, *, limit: int) -> Plan:
+        tokenizer = text.tokenizer
+        translate.check_completion(request)
+        asked = translate.completion_prompts(request)
+        answers = request.n or 1
+        translate.check_sequences(len(asked), answers)
+
+        def tokenize() -> list[list[int]]:
+            return [tokenizer.encode(part, add_special_tokens=True) if isinstance(part, str) else part for part in asked]
+
+        def echo() -> list[str]:
+            texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
+            return [part for part in texts for _ in range(answers)]
+
+        prompts = await self._computed(sum(map(len, asked)), tokenize)
+        samplings = []
+        for prompt in prompts:
+            translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="prompt")
+            most = translate.answer_tokens(
+                request.max_tokens,
+                prompt_tokens=len(prompt),
+                limit=limit,
+                default=translate.DEFAULT_COMPLETION_TOKENS,
+                param="prompt",
+            )
+            samplings.append(
+                [
+                    translate.sampling(
+                        request, max_tokens=most, logprobs=request.logprobs, answer=answer, vocab_size=tokenizer.vocab_size
+                    )
+                    for answer in range(answers)
+                ]
+            )
+        form = CompletionFormat(
+            id=f"cmpl-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=request.model,
+            tokenizer=tokenizer,
+            logprobs=request.logprobs is not None,
+            usage_chunk=_wants_usage(request),
+            echoes=echo() if request.echo else (),
+        )
+        return Plan(prompts, samplings, translate.stop_strings(request), continues=True, form=form)
+
+
+class ChatCompletions(_Endpoint[ChatRequest]):
+    """``POST /v1/chat/completions``."""
+
+    decoder = chat_request
+
+    async def plan(self, request: ChatRequest, text: ModelText, *, limit: int) -> Plan:
+        tokenizer, template = text.tokenizer, text.template
+        if template is None:
+            raise errors.invalid(f"{text.why_no_chat}; use /v1/completions", param="messages")
+        messages = translate.chat_messages(request)
+        asked = translate.chat_max_tokens(request)
+        logprobs = translate.chat_logprobs(request)
+
+        def tokenize() -> list[int]:
+            # The template writes the special tokens that a conversation begins with.
+            return tokenizer.encode(template.render(messages), add_special_tokens=False)
+
+        try:
+            prompt = await self._computed(sum(len(message["content"]) for message in messages), tokenize)
+        except ChatTemplateError as error:
+            raise errors.invalid(str(error), param="messages") from error
+        translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="messages")
+        most = translate.answer_tokens(asked, prompt_tokens=len(prompt), limit=limit, default=None, param="messages")
+        samplings = [
+            translate.sampling(request, max_tokens=most, logprobs=logprobs, answer=answer, vocab_size=tokenizer.vocab_size)
+            for answer in range(request.n or 1)
+        ]
+        form = ChatFormat(
+            id=f"chatcmpl-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=request.model,
+            tokenizer=tokenizer,
+            logprobs=logprobs is not None,
+            usage_chunk=_wants_usage(request),
+        )
+        return Plan([prompt], [samplings], translate.stop_strings(request), continues=False, form=form)
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's body. Raises ApiError when it is too large, ClientDisconnect when it does not come."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > MOST_BODY_BYTES:
+        raise errors.too_large(MOST_BODY_BYTES)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BODY_BYTES:
+            raise errors.too_large(MOST_BODY_BYTES)
+    return bytes(body)
+
+
+def authorize(request: Request, api_key: bytes | None) -> None:
+    """Raises ApiError unless the request brings the key; compared in constant time."""
+    if api_key is None:
+        return
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), api_key):
+        raise errors.unauthorized()
+
+
+async def _streamed(generation: Generation, form: Format) -> Response:
+    return EventStream(generation, form, await generation.next())
+
+
+async def _whole(generation: Generation, form: Format) -> Response:
+    parts: dict[int, list[Delta]] = {}
+    while not generation.ended:
+        for index, delta in await generation.next():
+            parts.setdefault(index, []).append(delta)
+    answers = [
+        Delta(
+            "".join(delta.text for delta in deltas),
+            tuple(token for delta in deltas for token in delta.scored),
+            deltas[-1].finish_reason,
+        )
+        for _, deltas in sorted(parts.items())
+    ]
+    return Response(msgspec.json.encode(form.whole(answers, generation.usage())), media_type="application/json")
+
+
+def _wants_usage(request: CompletionRequest | ChatRequest) -> bool:
+    return request.stream_options is not None and bool(request.stream_options.include_usage)

@@ -1,0 +1,92 @@
+"""What an API server serves with: model name, tokenizer, cores, and whether it accepts requests now.
+
+Invariant: a request is let in or refused by :meth:`Service.enter` alone, and ``idle`` is set exactly when none is under way.
+Does not know routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from enginehouse_engine.api import errors
+from enginehouse_engine.api.front_end import FrontEnd
+from enginehouse_engine.api.metrics import Metrics
+from enginehouse_engine.text.chat_template import ChatTemplate
+from enginehouse_engine.text.tokenizer import Tokenizer
+
+LONG_TEXT_CHARACTERS: Final = 4096
+"""Tokenized in a thread: it takes more than a millisecond."""
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """The model's text side. ``template`` is None when it has none; then ``why_no_chat`` says so to clients."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    why_no_chat: str = ""
+
+
+@dataclass
+class Service:
+    """One in each API server process."""
+
+    model_name: str
+    front_end: FrontEnd
+    metrics: Metrics
+    api_key: bytes | None = None
+    text: ModelText | None = None
+    started: int = field(default_factory=lambda: int(time.time()))
+    draining: bool = False
+    """Responses tell clients to connect elsewhere next time."""
+    closed: bool = False
+    """New requests are refused."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="tokenize"))
+    _complete_once: bool = False
+    _under_way: int = 0
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @property
+    def complete(self) -> bool:
+        """Everything there that the engine starts with: from then on a lost rank only makes it smaller."""
+        self._complete_once = self._complete_once or (self.text is not None and not self.front_end.ranks.missing())
+        return self._complete_once
+
+    def why_not_ready(self) -> str:
+        """Why ``/ready`` says no; empty = ready."""
+        if self.draining or self.closed:
+            return "draining: this engine is about to stop"
+        if self.complete and any(True for _ in self.front_end.ranks):
+            return ""
+        missing = ", ".join(str(rank) for rank in self.front_end.ranks.missing())
+        waiting = [
+            *(["the tokenizer to load"] if self.text is None else []),
+            *([f"engine cores of ranks {missing}"] if missing else []),
+        ]
+        return f"waiting for {' and '.join(waiting)}"
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[tuple[ModelText, int]]:
+        """Let a request in, for as long as it takes; the model's text side and the context limit. Raises ApiError."""
+        limit = self.front_end.ranks.max_context_length
+        if self.closed:
+            raise errors.unavailable("this engine is about to stop", code="draining")
+        if not self.complete or self.text is None or limit is None:
+            raise errors.unavailable(self.why_not_ready())
+        self._under_way += 1
+        self.idle.clear()
+        try:
+            yield self.text, limit
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self.idle.set()
