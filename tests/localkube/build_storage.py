@@ -74,7 +74,7 @@ class BuildStorage:
 
     def export(self, name: str) -> None:
         """Write the image to the layout under its own name."""
-        image = next(image for image in self._read("overlay-images/images.json") if name in (image.get("names") or []))
+        image = self._image(name)
         folder = self._root / "overlay-images" / image["id"]
         manifest = json.loads((folder / "manifest").read_text())
         key = base64.b64encode(manifest["config"]["digest"].encode()).decode()
@@ -88,11 +88,18 @@ class BuildStorage:
         config["rootfs"]["diff_ids"] = [layer["digest"] for layer in layers]
         self.layout.add(name, config=config, layers=layers)
 
-    def prune(self, keep: set[str]) -> None:
-        """Drop every named image but these, and layers nothing needs."""
+    def unpacked(self, name: str) -> tuple[Path, ...]:
+        """The folders of an image's layers from the lowest up."""
+        return tuple(self._root / "overlay" / layer["id"] / "diff" for layer in self._layers(self._image(name)["layer"]))
+
+    def prune(self, keep: set[str], *, exported: set[str]) -> None:
+        """Drop every named image but these and layers nothing needs; in the layout, everything not named `exported`."""
         for name in sorted(self.names() - keep):
             self.script(f"$BUILDAH rmi --force {name} >/dev/null", what="removing an old image")
-        self.layout.forget_others(keep)
+        self.layout.forget_others(exported)
+
+    def _image(self, name: str) -> dict[str, Any]:
+        return next(image for image in self._read("overlay-images/images.json") if name in (image.get("names") or []))
 
     def _layers(self, top: str) -> list[dict[str, Any]]:
         """The layers from the lowest up."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from .steps import report, step
 
 _REPOSITORY = Path(__file__).parents[2]
 _LOCK_SECONDS = 3600.0
+_KEPT_TREES = 8  # images of earlier trees: a layer of code each, unless the locks changed
+_CROWDED_BYTES = 15 * preflight.GIB
 _CERTIFICATES = "/etc/ssl/certs"
 
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
@@ -54,8 +57,8 @@ class Target:
 
 _TARGETS = {
     "operator": Target("operator", "locks/operator.txt", "operator/enginehouse_operator", 3 * preflight.GIB),
-    # Build storage, exported layers and unpacked snapshot of 6 GB each, and pip's downloads while it installs.
-    "engine": Target("engine", "locks/engine.txt", "engine_image/enginehouse_engine", 24 * preflight.GIB),
+    # Build storage and exported layers of 6 GB each, and pip's downloads while it installs.
+    "engine": Target("engine", "locks/engine.txt", "engine_image/enginehouse_engine", 18 * preflight.GIB),
 }
 TARGETS = tuple(_TARGETS)
 
@@ -75,18 +78,19 @@ def build_and_import(cache: CachePaths, *, targets: tuple[str, ...] = TARGETS) -
     preflight.check_images()
     model.ensure(cache)
     wanted = {target: reference(target) for target in targets}
+    if set(wanted.values()) <= set(image_store.references(cache)) and not any(_running_nodes(cache)):
+        return list(wanted.values())
     with locked(cache.locks / "images.lock", timeout_seconds=_LOCK_SECONDS, wanted="building images"):
         storage = BuildStorage(cache)
         for target, name in wanted.items():
             if name not in image_store.references(cache):
                 _build(storage, target=_TARGETS[target], name=name)
-                with step(f"imported {name}", announce=target == "engine"):
-                    image_store.add(cache, layout=storage.layout, name=name, reference=name)
-            else:
-                report(f"{name} is there already")
+                with step(f"stored {name}"):
+                    image_store.add(cache, layout=storage.layout, name=name, sources=storage.unpacked(name))
             for paths, pid in _running_nodes(cache):
-                with step(f"{paths.name} has {name}"):
-                    image_store.add_to_running(paths.containerd, pid=pid, layout=storage.layout, name=name, reference=name)
+                if image_store.add_to_running(cache, root=paths.containerd, pid=pid, layout=storage.layout, name=name):
+                    report(f"{paths.name} has {name}")
+        _prune(storage, keep=set(wanted.values()))
     return list(wanted.values())
 
 
@@ -111,6 +115,26 @@ def _build(storage: BuildStorage, *, target: Target, name: str) -> None:
         storage.script(script, what=f"building the {target.name} image", environment=certificate)
     with step(f"exported {name}"):
         storage.export(name)
+
+
+def _prune(storage: BuildStorage, *, keep: set[str]) -> None:
+    """Drop images of earlier trees, unless a running cluster may use them."""
+    cache = storage.cache
+    stored = image_store.references(cache)
+    for target in TARGETS:
+        ours = [name for name in stored if name.startswith(f"localhost/enginehouse-{target}:")]
+        if not keep & set(ours):
+            keep.update(ours[-1:])
+    old = [name for name in stored if name.startswith("localhost/enginehouse-") and name not in keep]
+    crowded = len(old) > _KEPT_TREES or shutil.disk_usage(cache.home).free < _CROWDED_BYTES
+    if not old or not crowded or any(_running_nodes(cache)):
+        return
+    with step(f"dropped {len(old)} images of earlier trees"):
+        storage.prune(keep | {_base_name()}, exported=keep)
+        image_store.clear(cache)
+        image_store.ensure_pause(cache)
+        for name in sorted(keep):
+            image_store.add(cache, layout=storage.layout, name=name, sources=storage.unpacked(name))
 
 
 def _base_name() -> str:

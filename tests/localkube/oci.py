@@ -96,10 +96,19 @@ class Layout:
         entries = index.get("manifests", [])
         return {entry.get("annotations", {}).get(_NAME, ""): entry for entry in entries}
 
+    def manifest(self, name: str) -> dict[str, Any]:
+        """The manifest of one image."""
+        content: dict[str, Any] = json.loads((self.blobs / _hex(self.manifests()[name])).read_text())
+        return content
+
+    def difference_digests(self, name: str) -> tuple[str, ...]:
+        """The digests of an image's unpacked layers from the lowest up."""
+        config = json.loads((self.blobs / _hex(self.manifest(name)["config"])).read_text())
+        return tuple(config["rootfs"]["diff_ids"])
+
     def digests(self, name: str) -> tuple[str, ...]:
         """Every blob of one image: manifest, configuration, layers from the lowest up. Hexadecimal, without algorithm."""
-        descriptor = self.manifests()[name]
-        manifest = json.loads((self.blobs / _hex(descriptor)).read_text())
+        descriptor, manifest = self.manifests()[name], self.manifest(name)
         parts = (descriptor, manifest["config"], *manifest["layers"])
         return tuple(dict.fromkeys(_hex(part) for part in parts))
 
