@@ -16,7 +16,7 @@ from . import names
 from .queue import Key
 
 
-def registry(wake: Callable[[Key], None], forget: Callable[[Key], None]) -> kopf.OperatorRegistry:
+def registry(wake: Callable[[Key], None]) -> kopf.OperatorRegistry:
     """Watches of engines, replicas and members that call ``wake`` with the engine's key."""
     found = kopf.OperatorRegistry()
 
@@ -26,8 +26,8 @@ def registry(wake: Callable[[Key], None], forget: Callable[[Key], None]) -> kopf
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.event(names.GROUP, names.VERSION, "inferenceengines", registry=found)
-    async def engine_changed(*, namespace: str | None, name: str, type: str, **_: Any) -> None:
-        (forget if type == "DELETED" else wake)((namespace or "", name))
+    async def engine_changed(*, namespace: str | None, name: str, **_: Any) -> None:
+        wake((namespace or "", name))
 
     @kopf.on.event(names.GROUP, names.VERSION, "enginereplicas", labels={names.LABEL_ENGINE: kopf.PRESENT}, registry=found)
     async def replica_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:

@@ -145,7 +145,7 @@ class KubernetesClient:
         """POST. Raises Conflict when the name is taken."""
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
         query = {"fieldManager": names.FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
-        return await self._send("POST", kind.path(metadata["namespace"]), query, body=manifest, writes=not dry_run)
+        return await self._send("POST", kind.path(metadata["namespace"]), query, body=manifest)
 
     async def apply(self, manifest: Raw) -> Raw:
         """Server-side apply of the whole intent; made when absent."""
@@ -167,24 +167,24 @@ class KubernetesClient:
         """Merge patch of the object with this UID. Raises Conflict when it is another one, NotFound when it is gone."""
         body = patch | {"metadata": {**patch.get("metadata", {}), "uid": uid}}
         query = {"fieldManager": names.FIELD_MANAGER}
-        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE, writes=True)
+        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE)
 
     async def replace(self, manifest: Raw) -> Raw:
         """PUT, refused (Conflict) unless ``metadata.resourceVersion`` is still the present one."""
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
-        return await self._send("PUT", kind.path(metadata["namespace"], metadata["name"]), body=manifest, writes=True)
+        return await self._send("PUT", kind.path(metadata["namespace"], metadata["name"]), body=manifest)
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with this UID. Gone already, or another one by now, is as good."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._send("DELETE", kind.path(namespace, name), body=body, writes=True)
+            await self._send("DELETE", kind.path(namespace, name), body=body)
         except (NotFound, Conflict):
             return
 
     async def _apply(self, path: str, body: Raw) -> Raw:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._send("PATCH", path, query, body=body, content_type=_APPLY, writes=True)
+        return await self._send("PATCH", path, query, body=body, content_type=_APPLY)
 
     async def _send(
         self,
@@ -194,9 +194,8 @@ class KubernetesClient:
         *,
         body: Raw | None = None,
         content_type: str = "application/json",
-        writes: bool = False,
     ) -> Raw:
-        """One request, one answer. ``writes`` marks what changes the world: for whoever counts."""
+        """One request, one answer."""
         what = f"{method} {path}"
         if query:
             path = f"{path}?{urlencode(query)}"

@@ -13,6 +13,5 @@ PASSES = Counter(
     "enginehouse_operator_passes", "Passes over an engine, by result.", ["result"], registry=REGISTRY
 )  # result: settled, acted, refused, unavailable, error
 PASS_SECONDS = Histogram("enginehouse_operator_pass_seconds", "Duration of a pass.", registry=REGISTRY)
-WRITES = Counter("enginehouse_operator_writes", "Requests that changed something, by verb.", ["verb"], registry=REGISTRY)
 QUEUE_DEPTH = Gauge("enginehouse_operator_queue_depth", "Engines that wait for a pass.", registry=REGISTRY)
 IS_LEADER = Gauge("enginehouse_operator_leader", "1 while this process holds the lease.", registry=REGISTRY)

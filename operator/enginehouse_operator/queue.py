@@ -25,9 +25,9 @@ log = logging.getLogger("enginehouse.operator")
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
-    """When a key wants its next pass, if nothing adds it before. ``failed``: later each time."""
+    """When a key wants its next pass, if nothing adds it before; None = only then. ``failed``: later each time."""
 
-    after_seconds: float
+    after_seconds: float | None
     failed: bool = False
 
 
@@ -57,13 +57,6 @@ class KeyedQueue:
         elif key not in self._waiting:
             self._waiting.add(key)
             self._ready.put_nowait(key)
-
-    def forget(self, key: Key) -> None:
-        """The object is gone: no pass by the clock any more."""
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-        self._failures.pop(key, None)
 
     @property
     def longest_running_seconds(self) -> float:
@@ -96,13 +89,15 @@ class KeyedQueue:
         delay = again.after_seconds
         if again.failed:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            delay = max(delay, min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS))
+            delay = max(delay or 0.0, min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS))
         else:
             self._failures.pop(key, None)
-        if key in self._again:
-            self._again.discard(key)
-            delay = 0.0 if not again.failed else min(delay, LONGEST_BACKOFF_SECONDS)
-        self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
+        added = key in self._again
+        self._again.discard(key)
+        if added and not again.failed:
+            delay = 0.0
+        if delay is not None:
+            self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
 
     def _due(self, key: Key) -> None:
         self._timers.pop(key, None)

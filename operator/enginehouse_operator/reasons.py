@@ -19,7 +19,6 @@ SERVING: Final = "Serving"
 LIVING: Final = "Living"
 
 # Conditions: on the way
-PENDING: Final = "Pending"
 STARTING: Final = "Starting"
 ROLLING_OUT: Final = "RollingOut"
 SCALING: Final = "Scaling"
@@ -80,7 +79,6 @@ MEANINGS: Final = {
     FITS: "Every replica that serves announced a context length of at least spec.context.minLength.",
     SERVING: "Every rank of the replica serves and its leader answers.",
     LIVING: "The replica was not asked to end.",
-    PENDING: "Seen for the first time.",
     STARTING: "Replicas start; the message says how many, and what is waited for.",
     ROLLING_OUT: "Replicas made from an older spec are being replaced, within spec.rollout.maxUnavailable.",
     SCALING: "Replicas are being added or ended because their number changed.",

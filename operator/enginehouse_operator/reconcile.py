@@ -39,7 +39,8 @@ HELD_SECONDS: Final = 15.0
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """When to look again; ``refused``: the API server said no, so ``look_again_seconds`` grows each time."""
 
-    look_again_seconds: float
+    look_again_seconds: float | None
+    """None: there is no such engine."""
     refused: bool = False
 
 
@@ -56,7 +57,7 @@ class Reconciler:
         """One pass. Raises ApiError when the API server cannot be read or written."""
         world = await read(self._client, namespace, name)
         if world is None:
-            return Result(look_again_seconds=RESYNC_SECONDS)
+            return Result(look_again_seconds=None)
         engine, now = observe.engine(world.engine), self._clock()
         if engine.is_deleting:
             return Result(look_again_seconds=RESYNC_SECONDS)

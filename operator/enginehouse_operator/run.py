@@ -47,7 +47,7 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
         await wait_for_kinds(client, flags.namespace or flags.lease_namespace)
         log.info("operator %s works on %s", __version__, flags.namespace or "all namespaces")
         watches = kopf.operator(
-            registry=handlers.registry(queue.add, queue.forget),
+            registry=handlers.registry(queue.add),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=flags.namespace is None,
