@@ -30,7 +30,7 @@ class Field:
     required: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rule:
     """One way to be refused: `field` is where the API server reports it, `says` how its message starts."""
 

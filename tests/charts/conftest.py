@@ -1,0 +1,5 @@
+"""The API server that the tests of this folder share with others."""
+
+from api_cluster import api_client, api_cluster, namespace
+
+__all__ = ["api_client", "api_cluster", "namespace"]

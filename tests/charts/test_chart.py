@@ -1,0 +1,251 @@
+"""The chart as helm renders it: valid values, restricted pods, rights that are enough and no more, on the real API server.
+
+Not done here: whether the operator runs in it (`tests/cluster`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import crd_schema
+from localkube import cluster
+from localkube.errors import LocalkubeError
+
+pytestmark = pytest.mark.api
+
+CHART = Path(__file__).parents[2] / "charts" / "enginehouse"
+RELEASE = "enginehouse"
+
+Objects = list[dict[str, Any]]
+Render = Callable[..., Objects]
+
+
+class HelmError(Exception):
+    """helm refused; its words."""
+
+
+@pytest.fixture
+def render(api_cluster: cluster.Cluster, namespace: str) -> Render:
+    """The objects that helm would send, with values as `--set-json` takes them."""
+
+    def run(**values: object) -> Objects:
+        version = json.loads(api_cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+        command = [str(api_cluster.binaries / "helm"), "template", RELEASE, str(CHART), "--namespace", namespace]
+        command += ["--kube-version", version]
+        for name, value in values.items():
+            command += ["--set-json", f"{name.replace('__', '.')}={json.dumps(value)}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise HelmError(done.stderr)
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    return run
+
+
+def of_kind(objects: Objects, *kinds: str) -> Objects:
+    return [found for found in objects if found["kind"] in kinds]
+
+
+def test_helm_lint_has_no_complaint(api_cluster: cluster.Cluster) -> None:
+    command = [str(api_cluster.binaries / "helm"), "lint", "--strict", str(CHART)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"watchNamespace": "default"},
+        {"replicas": 2, "image__digest": "sha256:" + "0" * 64, "engineImage": "engine:1", "imagePullSecrets": ["pull"]},
+        {
+            "podAnnotations": {"a": "b"}, "podLabels": {"team": "x"}, "nodeSelector": {"disk": "ssd"}, "priorityClassName": "high",
+            "tolerations": [{"key": "gpu", "operator": "Exists"}], "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
+            "affinity": {"nodeAffinity": {}}, "serviceAccount__annotations": {"a": "b"}, "fullnameOverride": "other",
+        },
+    ],
+    ids=["defaults", "one namespace", "images", "placement"],
+)  # fmt: skip
+def test_everything_rendered_is_accepted(
+    values: dict[str, object], render: Render, api_cluster: cluster.Cluster, namespace: str
+) -> None:
+    for found in render(**values):
+        if found["kind"] == "CustomResourceDefinition":
+            continue  # installed already, by other hands than helm's
+        where = [] if "namespace" in found["metadata"] else ["-n", namespace]
+        api_cluster.kubectl(*where, "create", "--dry-run=server", "-f-", stdin=json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image__tga": "1"},
+        {"repicas": 2},
+        {"replicas": -1},
+        {"crds__enabled": "yes"},
+        {"imagePullPolicy": "Sometimes"},
+        {"image__digest": "latest"},
+        {"watchNamespace": "two words"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_wrong_values_are_refused_before_anything_is_sent(values: dict[str, object], render: Render) -> None:
+    with pytest.raises(HelmError, match="values don't meet the specifications of the schema"):
+        render(**values)
+
+
+def test_every_value_has_a_comment_and_a_schema() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    text = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert values.keys() == schema["properties"].keys() - {"global"}
+    for name, value in values.items():
+        nested = schema["properties"][name]
+        if "properties" in nested and name != "resources":
+            assert value.keys() == nested["properties"].keys()
+            assert all(f"# -- {name}.{key} " in text for key in value)
+        else:
+            assert f"# -- {name} " in text
+
+
+@pytest.mark.parametrize(("keep", "policy"), [(True, "keep"), (False, None)])
+def test_the_definitions_are_those_of_the_repository_and_kept_on_uninstall(keep: bool, policy: str | None, render: Render) -> None:
+    definitions = of_kind(render(crds__keep=keep), "CustomResourceDefinition")
+    for found in definitions:
+        assert found["metadata"].pop("annotations", {}).get("helm.sh/resource-policy") == policy
+    assert {found["spec"]["names"]["kind"]: found for found in definitions} == crd_schema.kinds()
+    assert of_kind(render(crds__enabled=False), "CustomResourceDefinition") == []
+
+
+def test_the_operators_pod_passes_restricted_pod_security(render: Render, api_cluster: cluster.Cluster, namespace: str) -> None:
+    api_cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    objects = render()
+    (deployment,) = of_kind(objects, "Deployment")
+    (account,) = of_kind(objects, "ServiceAccount")
+    api_cluster.kubectl("-n", namespace, "create", "-f-", stdin=json.dumps(account))
+    template = deployment["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {**template["metadata"], "name": "operator"}}
+    api_cluster.kubectl("-n", namespace, "create", "--dry-run=server", "-f-", stdin=json.dumps(pod))
+    (container,) = template["spec"]["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["resources"]["limits"]["memory"]
+
+
+def test_the_operators_flags_carry_the_values(render: Render) -> None:
+    objects = render(
+        image={"repository": "r/op", "tag": "7"}, engineImage="r/engine:7", imagePullPolicy="Never", watchNamespace="ml"
+    )
+    (deployment,) = of_kind(objects, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "r/op:7"
+    assert container["args"] == [
+        "--engine-image=r/engine:7", "--monitor-image=r/op:7", "--image-pull-policy=Never", "--health-port=8080",
+        "--metrics-port=9090", "--namespace=ml",
+    ]  # fmt: skip
+
+
+def test_one_namespace_means_no_cluster_wide_rights(render: Render, namespace: str) -> None:
+    objects = render(watchNamespace="ml", crds__enabled=False)
+    assert of_kind(objects, "ClusterRole", "ClusterRoleBinding") == []
+    (engines,) = (found for found in of_kind(objects, "Role") if found["metadata"]["name"].endswith("-engines"))
+    assert engines["metadata"]["namespace"] == "ml"
+    (binding,) = (found for found in of_kind(objects, "RoleBinding") if found["metadata"]["name"].endswith("-engines"))
+    assert binding["metadata"]["namespace"] == "ml"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "enginehouse-operator", "namespace": namespace}]
+
+
+class AsOperator:
+    """kubectl as the operator's service account, with the chart's rights and nothing else."""
+
+    def __init__(self, api_cluster: cluster.Cluster, namespace: str) -> None:
+        self._cluster = api_cluster
+        self.namespace = namespace
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> str:
+        account = f"--as=system:serviceaccount:{self.namespace}:enginehouse-operator"
+        return self._cluster.kubectl(account, "-n", self.namespace, *arguments, stdin=stdin)
+
+    def may(self, *what: str) -> bool:
+        """kubectl exits 1 for a no, and says so."""
+        try:
+            return self("auth", "can-i", *what).strip() == "yes"
+        except LocalkubeError as error:
+            if "exited 1" not in str(error) or "error:" in str(error):
+                raise
+            return False
+
+
+@pytest.fixture
+def as_operator(render: Render, api_cluster: cluster.Cluster, namespace: str) -> AsOperator:
+    for found in of_kind(render(watchNamespace=namespace), "ServiceAccount", "Role", "RoleBinding"):
+        api_cluster.kubectl("-n", namespace, "create", "-f-", stdin=json.dumps(found))
+    return AsOperator(api_cluster, namespace)
+
+
+@pytest.mark.parametrize("watch", ["", "ml"])
+def test_the_rights_are_the_same_in_one_namespace_and_in_all(watch: str, render: Render) -> None:
+    engines = [found for found in of_kind(render(watchNamespace=watch), "Role", "ClusterRole") if len(found["rules"]) > 5]
+    (every,) = [found for found in of_kind(render(), "ClusterRole") if len(found["rules"]) > 5]
+    assert [found["rules"] for found in engines] == [every["rules"]]
+
+
+ALL = ("get", "list", "watch", "create", "patch", "delete")
+MAY = [
+    *((verb, "inferenceengines") for verb in ("get", "list", "watch")),
+    ("patch", "inferenceengines", "--subresource=status"),
+    *((verb, "enginereplicas") for verb in ALL),
+    ("patch", "enginereplicas", "--subresource=status"),
+    *(
+        (verb, kind)
+        for kind in ("pods", "services", "serviceaccounts", "roles", "rolebindings", "poddisruptionbudgets")
+        for verb in ALL
+    ),
+    ("get", "persistentvolumeclaims"),
+    ("create", "events"),
+    ("patch", "events"),
+    ("create", "leases.coordination.k8s.io"),
+    ("get", "leases.coordination.k8s.io/enginehouse-operator"),
+    ("update", "leases.coordination.k8s.io/enginehouse-operator"),
+]
+MAY_NOT = [
+    *((verb, "secrets") for verb in ALL),
+    *((verb, "inferenceengines") for verb in ("update", "patch", "delete", "create")),
+    ("create", "pods", "--subresource=exec"),
+    ("get", "pods", "--subresource=log"),
+    ("get", "configmaps"),
+    ("get", "nodes"),
+    ("escalate", "roles"),
+    ("bind", "roles"),
+    ("impersonate", "serviceaccounts"),
+    ("create", "serviceaccounts", "--subresource=token"),
+    ("update", "leases.coordination.k8s.io"),
+]
+
+
+def test_the_operator_has_the_rights_it_needs_and_no_others(as_operator: AsOperator) -> None:
+    assert [case for case in MAY if not as_operator.may(*case)] == []
+    assert [case for case in MAY_NOT if as_operator.may(*case)] == []
+
+
+def role(name: str, rules: list[dict[str, Any]]) -> str:
+    return json.dumps({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name}, "rules": rules})
+
+
+def test_the_operator_can_give_monitors_their_rights_but_no_more(as_operator: AsOperator) -> None:
+    own = {"apiGroups": ["enginehouse.dev"], "resourceNames": ["r"]}
+    rules = [
+        {**own, "resources": ["enginereplicas"], "verbs": ["get", "list", "watch"]},
+        {**own, "resources": ["enginereplicas/status"], "verbs": ["patch"]},
+    ]
+    as_operator("apply", "--server-side", "-f-", stdin=role("monitor", rules))
+    as_operator("create", "rolebinding", "monitor", "--role=monitor", f"--serviceaccount={as_operator.namespace}:monitor")
+    too_much = role("thief", [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}])
+    with pytest.raises(LocalkubeError, match="attempting to grant RBAC permissions not currently held"):
+        as_operator("apply", "--server-side", "-f-", stdin=too_much)
