@@ -1,0 +1,100 @@
+"""A real Kubernetes with the operator in it, once per session, and a namespace per test.
+
+With KUBECONFIG set the tests use that cluster; ENGINEHOUSE_TEST_REGISTRY then says where both images were pushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from localkube import cluster
+from localkube.installation import Installation, install
+
+READY_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Space:
+    """One namespace of the cluster, and what a user does in it."""
+
+    installation: Installation
+    namespace: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = READY_SECONDS + 30) -> str:
+        return self.installation.kubectl(*arguments, namespace=self.namespace, stdin=stdin, timeout_seconds=timeout_seconds)
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+
+    def get(self, *what: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.kubectl("get", *what, "-o", "json"))
+        return found
+
+    def items(self, *what: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get(*what)["items"]
+        return found
+
+    def wait(self, condition: str, *, name: str, seconds: float = READY_SECONDS) -> None:
+        """Wait for a condition of an engine; on a timeout the failure shows what `describe` says."""
+        try:
+            self.kubectl("wait", f"--for=condition={condition}", f"ie/{name}", f"--timeout={seconds:.0f}s")
+        except Exception as error:
+            story = self.kubectl("describe", "ie,ier,pods") + self.pod_logs()
+            raise AssertionError(f"{name} is not {condition} after {seconds:.0f} s\n{story[-12000:]}") from error
+
+    def pod_logs(self) -> str:
+        """The ends of all logs, for a failure message."""
+        texts = []
+        for pod in self.kubectl("get", "pods", "-o", "name").split():
+            for container in ("monitor", "engine"):
+                with contextlib.suppress(Exception):
+                    texts.append(f"\n--- {pod} {container}\n" + self.kubectl("logs", pod, "-c", container, "--tail=30"))
+        return "".join(texts)
+
+    def eventually(self, what: str, check: Callable[[], bool], *, seconds: float = 60) -> None:
+        """Until the API shows it; used for states that no condition names."""
+        deadline = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+            time.sleep(0.2)
+
+    def post(self, service: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and decoded body of one request through the engine's service."""
+        with self.installation.forwarded(service, namespace=self.namespace) as base:
+            return post(f"{base}{path}", body)
+
+
+def post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    running = cluster.from_environment_or_start("test")
+    yield install(running, registry=os.environ.get("ENGINEHOUSE_TEST_REGISTRY"))
+    running.stop()
+
+
+@pytest.fixture
+def space(installation: Installation) -> Iterator[Space]:
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    installation.cluster.kubectl("create", "namespace", namespace)
+    yield Space(installation, namespace)
+    installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -1,0 +1,173 @@
+"""The whole main job on a real kubelet: apply, Ready, a token, scale, a changed spec, a death, suspend, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from localkube import model
+from localkube.paths import CachePaths, cache_root
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+
+KILL_AN_ENGINE_CORE = """
+import os, signal
+for pid in filter(str.isdigit, os.listdir('/proc')):
+    if b'enginehouse_engine.core.process' in open(f'/proc/{pid}/cmdline', 'rb').read():
+        os.kill(int(pid), signal.SIGKILL)
+"""
+
+
+def simulated(name: str = "sim", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "enginehouse.dev/v1alpha1",
+        "kind": "InferenceEngine",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": "file:///simulated"},
+            "executor": "Simulated",
+            "resources": {"limits": {"memory": "1Gi"}},
+            "drain": {"timeoutSeconds": 5},
+            **spec,
+        },
+    }
+
+
+def engine_pods(space: Any) -> dict[str, str]:
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in space.items("pods") if pod["status"]["phase"] == "Running"}
+
+
+def replica_names(space: Any) -> set[str]:
+    return {item["metadata"]["name"] for item in space.items("ier") if not item["spec"].get("end")}
+
+
+def test_a_real_model_from_apply_to_an_answer(space: Any) -> None:
+    gguf = model.ensure(CachePaths(cache_root()))
+    volume = list(yaml.safe_load_all((ROOT / "examples" / "smollm2-volume.yaml").read_text()))
+    for manifest in volume:
+        if manifest["kind"] == "PersistentVolume":
+            manifest["metadata"]["name"] = f"smollm2-{space.namespace}"
+            manifest["spec"]["hostPath"]["path"] = str(gguf.parent)
+            manifest["spec"].pop("claimRef", None)
+        else:
+            manifest["spec"]["volumeName"] = f"smollm2-{space.namespace}"
+    engine = yaml.safe_load((ROOT / "examples" / "smollm2.yaml").read_text())
+    engine["spec"]["replicas"] = 1
+    space.apply(*volume, engine)
+    space.wait("Ready", name="smollm2")
+    limit = space.get("ie/smollm2")["status"]["maxContextLength"]
+    rows = [member for replica in space.items("ier") for member in replica["status"]["members"]]
+    assert [rank["maxContextLength"] for row in rows for rank in row["ranks"]] == [limit]
+
+    question = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16, "temperature": 0}
+    status, answer = space.post("smollm2", "/v1/chat/completions", question)
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"].strip()
+
+    prompt = [1] * (limit - 1)
+    over = {"model": "smollm2", "prompt": [*prompt, 1], "max_tokens": 1}
+    status, refusal = space.post("smollm2", "/v1/completions", over)
+    assert (status, refusal["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_simulated_engine_completes_exactly_its_published_limit(space: Any) -> None:
+    space.apply(simulated(context={"maxLength": 512}))
+    space.wait("Ready", name="sim")
+    limit = space.get("ie/sim")["status"]["maxContextLength"]
+    assert limit == 512
+    status, answer = space.post("sim", "/v1/completions", {"model": "simulated", "prompt": [65] * 500, "max_tokens": 12})
+    assert status == 200, answer
+    assert answer["usage"]["total_tokens"] == limit
+    status, refusal = space.post("sim", "/v1/completions", {"model": "simulated", "prompt": [65] * 500, "max_tokens": 13})
+    assert (status, refusal["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_scaling_up_and_down_ends_only_what_is_too_much(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    first = engine_pods(space)
+    space.kubectl("scale", "ie/sim", "--replicas=2")
+    space.eventually("two replicas serve", lambda: space.get("ie/sim")["status"].get("readyReplicas") == 2)
+    assert first.items() <= engine_pods(space).items()
+    space.kubectl("scale", "ie/sim", "--replicas=1")
+    space.eventually("one pod is left", lambda: len(space.items("pods")) == 1)
+    space.wait("Ready", name="sim")
+
+
+def test_a_changed_spec_replaces_the_replica(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    before = replica_names(space)
+    space.apply(simulated(context={"maxLength": 256}))
+    space.wait("Ready", name="sim")
+    space.eventually("the old replica ended", lambda: not (replica_names(space) & before))
+    space.eventually("the new limit is published", lambda: space.get("ie/sim")["status"].get("maxContextLength") == 256)
+
+
+def test_a_killed_engine_core_gets_a_successor_and_leaves_its_cause(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    before = replica_names(space)
+    (pod,) = engine_pods(space)
+    space.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", KILL_AN_ENGINE_CORE)
+    space.eventually("a successor", lambda: bool(replica_names(space) - before))
+    space.wait("Ready", name="sim")
+    status = space.get("ie/sim")["status"]
+    assert status["lastFailure"]["signal"] == 9
+    assert status["lastFailure"]["role"] == "engine-core"
+    assert status["restarts"] == 1
+
+
+def test_suspend_frees_the_pods_and_resume_brings_them_back(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    space.kubectl("patch", "ie/sim", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    space.eventually("no pod is left", lambda: not space.items("pods"))
+    space.wait("Ready", name="sim")
+    space.kubectl("patch", "ie/sim", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    space.eventually("it serves again", lambda: space.get("ie/sim")["status"].get("readyReplicas") == 1, seconds=120)
+
+
+def test_a_deleted_engine_leaves_nothing(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    space.kubectl("delete", "ie/sim", "--timeout=60s")
+    kinds = "ier,pods,services,roles,rolebindings"
+    space.eventually("all children are gone", lambda: not space.items(kinds), seconds=90)
+
+
+def test_an_operator_restart_touches_no_pod(space: Any) -> None:
+    space.apply(simulated())
+    space.wait("Ready", name="sim")
+    before = engine_pods(space)
+    system = ("--namespace", "enginehouse-system")
+    cluster = space.installation.cluster
+    cluster.kubectl(*system, "rollout", "restart", "deployment", "-l", "app.kubernetes.io/name=enginehouse")
+    cluster.kubectl(*system, "rollout", "status", "deployment", "-l", "app.kubernetes.io/name=enginehouse", timeout_seconds=120)
+    space.kubectl("scale", "ie/sim", "--replicas=2")  # only a living operator makes the second one
+    space.eventually("two replicas serve", lambda: space.get("ie/sim")["status"].get("readyReplicas") == 2, seconds=120)
+    assert before.items() <= engine_pods(space).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": "localhost/no-such-image:1"}, "ImageNotAvailable"),
+        ({"resources": {"limits": {"memory": "900Gi"}}}, "Unschedulable"),
+        ({"model": {"uri": "pvc://no-such-claim/model"}}, "ClaimNotFound"),
+    ],
+    ids=["an image that does not exist", "more memory than any node has", "a claim that does not exist"],
+)
+def test_what_cannot_start_says_why(space: Any, change: dict[str, Any], reason: str) -> None:
+    space.apply(simulated(**change))
+
+    def ready_reason() -> str:
+        conditions = space.get("ie/sim").get("status", {}).get("conditions", [])
+        return next((entry["reason"] for entry in conditions if entry["type"] == "Ready"), "")
+
+    space.eventually(f"Ready says {reason}", lambda: ready_reason() == reason, seconds=60)
