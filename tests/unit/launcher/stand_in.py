@@ -7,6 +7,7 @@ A behaviour is one or more of the words below, joined by commas, in order.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,11 +22,14 @@ FOREVER_SECONDS = 600
 def main() -> int:
     socket_path, role, rank_text, index, behaviour = sys.argv[1:]
     words = behaviour.split(",")
-    if words[0] == "no-register":
-        time.sleep(FOREVER_SECONDS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    while words and words[0] in ("unregistered", "wait"):
+        _tell(f"does {words[0]}")
+        _wait_for_signal() if words.pop(0) == "wait" else time.sleep(FOREVER_SECONDS)
     rank = None if rank_text == "None" else int(rank_text)
     registration = register(socket_path, role=role, rank=rank, index=int(index), incarnation=1, deadline_seconds=20)
     for word in words:
+        _tell(f"does {word}")
         code = _act(registration, word, rank=rank, index=int(index))
         if code is not None:
             return code
@@ -46,10 +50,11 @@ def _act(registration: Registration, word: str, *, rank: int | None, index: int)
             ]
             registration.send("ready", ranks=fits, maxContextLength=128)
         case "addresses":
-            message = registration.receive(None)
-            print("stand-in got", message, file=sys.stderr, flush=True)
+            _tell(f"was given {json.dumps(registration.receive(None))}")
         case "failed":
             registration.failed(value, "the reason")
+        case "wait":
+            _wait_for_signal()
         case "exit":
             return int(value)
         case "raise":
@@ -60,14 +65,18 @@ def _act(registration: Registration, word: str, *, rank: int | None, index: int)
             # A grandchild in a session of its own whose parent goes away at once.
             code = f"import subprocess; subprocess.Popen(['sleep', '{value}'], start_new_session=True)"
             subprocess.run([sys.executable, "-c", code], check=True)
+        case "late":
+            # Drains for so long.
+            registration.receive(None)
+            time.sleep(float(value))
+            registration.send("drained")
         case "fork":
             if os.fork() == 0:
-                time.sleep(FOREVER_SECONDS)
+                time.sleep(float(value))
+                os._exit(0)
         case "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(FOREVER_SECONDS)
-        case "say":
-            print(f"stand-in says {value}", file=sys.stderr, flush=True)
         case _:
             raise AssertionError(f"no such behaviour: {word}")
     return None
@@ -77,12 +86,21 @@ def _until_stop(registration: Registration) -> int:
     while True:
         message = registration.receive(None)
         assert message is not None
-        print(f"stand-in pid {os.getpid()} got {message['type']}", file=sys.stderr, flush=True)
+        _tell(f"got {message['type']}")
         if message["type"] == "drain":
             registration.send("drained")
         if message["type"] == "stop":
             registration.bye()
             return 0
+
+
+def _wait_for_signal() -> None:
+    signal.sigwait([signal.SIGUSR1])
+
+
+def _tell(what: str) -> None:
+    # One write, so that lines of several processes do not mix.
+    os.write(2, f"stand-in pid {os.getpid()} {what}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,396 @@
+"""The real launcher with stand-in children: exit codes, orphans, drain, deadlines, and a monitor that comes and goes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEADLINE_SECONDS = 30.0
+FOLDER = Path(__file__).parent
+SERVES = {"api-server 0": "bound,ready=0", "engine-core 0": "addresses"}
+
+
+class Launched:
+    """One life of a launcher; its standard error is in a file."""
+
+    def __init__(self, folder: Path, behaviours: dict[str, str], *flags: str) -> None:
+        self.log = folder / f"launcher-{len(list(folder.iterdir()))}.log"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(self.temporary)}
+        command = [
+            sys.executable,
+            str(FOLDER / "run_launcher.py"),
+            json.dumps(behaviours),
+            "--executor",
+            "Simulated",
+            "--port",
+            "0",
+        ]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *flags], env=environment, stdout=subprocess.PIPE, stderr=log, start_new_session=True, text=True
+            )
+
+    def ready(self) -> str:
+        """The line that says so, when the core is at work, too: the stand-in of an API server does not wait for it."""
+        self.until("was given")
+        assert select.select([self.process.stdout], [], [], DEADLINE_SECONDS)[0], self.text()
+        line = self.process.stdout.readline()
+        assert line.startswith("ready: "), self.text()
+        return str(line)
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_SECONDS)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """The first match in the log."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (found := re.search(pattern, self.text())) is None:
+            assert time.monotonic() < deadline, f"{pattern!r} is not in {self.text()}"
+            assert self.process.poll() is None or re.search(pattern, self.text()), f"ended without {pattern!r}: {self.text()}"
+            time.sleep(0.01)
+        return found
+
+    def pid(self, name: str) -> int:
+        """Of a child; the launcher logs it."""
+        return int(self.until(rf"started {re.escape(name)}, pid (\d+)")[1])
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    started: list[Launched] = []
+
+    def start(behaviours: dict[str, str], *flags: str) -> Launched:
+        started.append(Launched(tmp_path, behaviours, *flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+@contextlib.contextmanager
+def watched(pid: int) -> Iterator[Callable[[], bool]]:
+    """Tells whether the process has exited, waiting up to the deadline; also of processes that are not our children."""
+    pidfd = os.pidfd_open(pid)
+    yield lambda: bool(select.select([pidfd], [], [], DEADLINE_SECONDS)[0])
+    os.close(pidfd)
+
+
+def test_it_serves_says_so_and_ends_in_order(launched: Any) -> None:
+    one = launched(SERVES)
+    url = urllib.parse.urlparse(one.ready().split(",")[0].removeprefix("ready: "))
+    socket.create_connection((url.hostname, url.port)).close()
+    one.process.terminate()
+    assert one.wait() == 0
+    assert re.findall(r"stand-in pid \d+ got (\w+)", one.text()) == ["drain", "stop", "stop"]
+    assert list(one.temporary.iterdir()) == [], "sockets and configuration are removed"
+
+
+def test_addresses_reach_the_core_as_the_protocol_says(launched: Any) -> None:
+    behaviours = {"api-server 0": "bound", "api-server 1": "bound,ready=0", "engine-core 0": "addresses"}
+    one = launched(behaviours, "--api-servers", "2", "--replica-uid", "u")
+    assert json.loads(one.until(r"was given (\{.*\})")[1]) == {
+        "type": "addresses",
+        "frontEnds": [{"index": 0, "endpoint": "ipc://front-0"}, {"index": 1, "endpoint": "ipc://front-1"}],
+        "replicaUid": "u",
+    }
+
+
+@pytest.mark.parametrize("victim", ["api-server 0", "engine-core 0"])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("exit=0", 1),
+        ("exit=3", 1),
+        ("raise", 1),
+        ("kill=9", 137),
+        ("kill=11", 139),
+        ("failed=InvalidConfig,exit=78", 78),
+        ("exit=78", 78),
+    ],
+)
+def test_a_death_while_serving_ends_the_engine_and_is_never_zero(launched: Any, victim: str, end: str, code: int) -> None:
+    one = launched({**SERVES, victim: f"{SERVES[victim]},wait,{end}"})
+    one.ready()
+    name = "API server 0" if victim == "api-server 0" else "engine core of rank 0"
+    one.until(f"pid {one.pid(name)} does wait")
+    os.kill(one.pid(name), signal.SIGUSR1)
+    assert one.wait() == code
+    cause = "InvalidConfig" if code == 78 else "Signal" if code > 128 else "ExitCode"
+    assert f"launcher: the engine ends: {cause}: {name}" in one.text()
+
+
+@pytest.mark.parametrize("phase", ["unregistered", "stage=import,unregistered", "bound,deaf"])
+def test_a_death_while_starting_takes_the_others_with_it(launched: Any, phase: str) -> None:
+    one = launched({"api-server 0": phase.replace(",unregistered", ",deaf"), "engine-core 0": "wait,exit=5"})
+    one.until(f"does {phase.split(',')[-1].replace('stage=import', 'deaf').replace('unregistered', '(unregistered|deaf)')}")
+    server, core = one.pid("API server 0"), one.pid("engine core of rank 0")
+    with watched(server) as gone:
+        one.until(f"pid {core} does wait")
+        os.kill(core, signal.SIGUSR1)
+        assert one.wait() == 1
+        assert gone()
+
+
+@pytest.mark.parametrize("phase", ["stage=load,deaf", "addresses,wait", "wait,stage=import"])
+def test_the_launchers_death_takes_its_children_with_it_in_each_phase(launched: Any, phase: str) -> None:
+    """Loading, serving, and not registered yet: such a process finds nobody to register with."""
+    one = launched({"api-server 0": "bound,ready=0", "engine-core 0": phase})
+    server, core = one.pid("API server 0"), one.pid("engine core of rank 0")
+    one.until(f"pid {core} does {'wait' if 'wait' in phase else 'deaf'}")
+    one.until(f"pid {server} does ready=0")
+    with watched(server) as server_gone, watched(core) as core_gone:
+        one.process.kill()
+        one.wait()
+        assert server_gone()
+        if phase.startswith("wait"):
+            os.kill(core, signal.SIGUSR1)
+        assert core_gone()
+
+
+def test_orphans_are_reaped_and_leftovers_do_not_outlive_the_launcher(launched: Any) -> None:
+    one = launched({"api-server 0": "bound,ready=0", "engine-core 0": "orphan=0,orphan=600,fork=600,addresses"})
+    one.ready()
+    core = one.pid("engine core of rank 0")
+    one.until("was given")
+    children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children")
+    with watched(one.process.pid):
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(pids := children.read_text().split()) != 3:  # API server, core and the orphan that sleeps on: the other is reaped
+            assert time.monotonic() < deadline, pids
+            time.sleep(0.01)
+    (orphan,) = {int(pid) for pid in pids} - {core, one.pid("API server 0")}
+    forked = int(Path(f"/proc/{core}/task/{core}/children").read_text())
+    with watched(orphan) as orphan_gone, watched(forked) as forked_gone:
+        os.kill(core, signal.SIGKILL)
+        assert forked_gone(), "what a dead process left in its session is killed with it"
+        assert one.wait() == 137
+        assert orphan_gone()
+
+
+def test_a_start_that_takes_too_long_names_the_missing_one_and_its_stage(launched: Any) -> None:
+    one = launched({"api-server 0": "bound,stage=handshake", "engine-core 0": "stage=load,deaf"}, "--startup-timeout-seconds", "2")
+    assert one.wait() == 1
+    server, core = one.pid("API server 0"), one.pid("engine core of rank 0")
+    missing = f"API server 0 (pid {server}, stage handshake); engine core of rank 0 (pid {core}, stage load)"
+    assert f"StartupTimeout: not ready after 2 s, waiting for: {missing}" in one.text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_starting_ends_it_at_once_with_zero(launched: Any, number: int) -> None:
+    one = launched({"api-server 0": "bound", "engine-core 0": "stage=load,deaf"})
+    one.until("does deaf")
+    one.process.send_signal(number)
+    assert one.wait() == 0
+
+
+def test_a_second_signal_cuts_the_drain(launched: Any) -> None:
+    one = launched({**SERVES, "api-server 0": "bound,ready=0,late=0,wait"})
+    one.ready()
+    one.process.terminate()
+    one.until("launcher: draining")
+    one.process.terminate()
+    one.until("launcher: stopping")
+    one.until("does wait")
+    os.kill(one.pid("API server 0"), signal.SIGUSR1)
+    assert one.wait() == 0
+
+
+def test_a_process_that_dies_while_draining_is_a_failure(launched: Any) -> None:
+    one = launched({**SERVES, "api-server 0": "bound,ready=0,wait,kill=11"})
+    one.ready()
+    one.process.terminate()
+    one.until("launcher: draining")
+    one.until("does wait")
+    os.kill(one.pid("API server 0"), signal.SIGUSR1)
+    assert one.wait() == 139
+
+
+def test_a_port_in_use_is_said_and_nothing_is_started(launched: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        one = launched(SERVES, "--port", str(taken.getsockname()[1]))
+        assert one.wait() == 1
+    assert "is in use by another process" in one.text()
+    assert "started" not in one.text()
+
+
+def test_a_host_that_is_none_cannot_work(launched: Any) -> None:
+    one = launched(SERVES, "--host", "203.0.113.9")
+    assert one.wait() == 78
+
+
+class FakeMonitor:
+    """The monitor's side of its socket."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.server.bind(str(path))
+        self.server.listen()
+        self.server.settimeout(DEADLINE_SECONDS)
+        self.descriptors: list[int] = []
+
+    def accept(self) -> None:
+        self.connection, _ = self.server.accept()
+        self.connection.settimeout(DEADLINE_SECONDS)
+
+    def say(self, **message: Any) -> None:
+        self.connection.send(json.dumps(message).encode())
+
+    def hear(self) -> tuple[dict[str, Any], int]:
+        """A message, and how many descriptors came with it."""
+        data, descriptors, _, _ = socket.recv_fds(self.connection, 65536, 4)
+        assert data, "the launcher closed the socket"
+        self.descriptors += descriptors
+        return json.loads(data), len(descriptors)
+
+    def hear_until(self, wanted: Callable[[dict[str, Any]], bool]) -> list[tuple[dict[str, Any], int]]:
+        heard = [self.hear()]
+        while not wanted(heard[-1][0]):
+            heard.append(self.hear())
+        return heard
+
+    def close(self) -> None:
+        self.connection.close()
+        self.server.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def is_state(state: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda message: message.get("state") == state
+
+
+def test_nothing_starts_before_the_monitor_says_stored(launched: Any, tmp_path: Path) -> None:
+    monitor = FakeMonitor(tmp_path / "monitor")
+    one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"))
+    monitor.accept()
+    assert monitor.hear() == ({"type": "hello", "version": 1, "pid": one.process.pid}, 1)
+    monitor.hear_until(is_state("Starting"))
+    assert "started" not in one.text()
+    monitor.say(type="stored")
+    heard = monitor.hear_until(is_state("Serving"))
+    serving = heard[-1][0]
+    if not any(message.get("role") == "engine-core" for message, _ in heard):
+        heard.append(monitor.hear())
+    processes = {(message["role"], message["pid"]): count for message, count in heard if message["type"] == "process"}
+    assert processes == {("api-server", one.pid("API server 0")): 2, ("engine-core", one.pid("engine core of rank 0")): 2}
+    assert serving["ranks"] == [{"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 128, "kvBlocks": 8}]
+    monitor.close()
+
+
+def test_a_monitor_that_never_stores_the_row_is_named(launched: Any, tmp_path: Path) -> None:
+    one = launched(SERVES, "--monitor-socket", str(tmp_path / "nobody"), "--startup-timeout-seconds", "1")
+    assert one.wait() == 1
+    assert f"waiting for: the monitor at {tmp_path / 'nobody'} to store this pod's row" in one.text()
+
+
+def test_a_restarted_monitor_is_handed_everything_again(launched: Any, tmp_path: Path) -> None:
+    path = tmp_path / "monitor"
+    monitor = FakeMonitor(path)
+    one = launched(SERVES, "--monitor-socket", str(path))
+    monitor.accept()
+    monitor.say(type="stored")
+    first = monitor.hear_until(lambda message: message.get("role") == "engine-core")
+    if not any(message.get("state") == "Serving" for message, _ in first):
+        first += monitor.hear_until(is_state("Serving"))
+    descriptors = Path(f"/proc/{one.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        monitor.close()
+        monitor = FakeMonitor(path)
+        monitor.accept()
+        again = monitor.hear_until(is_state("Serving"))
+        monitor.say(type="stored")
+        assert sorted(map(str, again)) == sorted({str(item) for item in first if item[0].get("state") != "Starting"})
+    assert len(list(descriptors.iterdir())) == before
+    os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
+    heard = [message for message, _ in monitor.hear_until(lambda message: message["type"] == "exited")]
+    assert any(message.get("state") == "Failed" for message in heard)
+    core = {"role": "engine-core", "rank": 0, "index": 0, "incarnation": 1, "pid": one.pid("engine core of rank 0")}
+    cause = {
+        "class": "Signal",
+        "message": "engine core of rank 0 was killed by SIGKILL",
+        "exitCode": None,
+        "signal": 9,
+        "planned": False,
+    }
+    assert heard[-1] == {"type": "exited", **core, **cause}
+    monitor.close()
+    assert one.wait() == 137
+
+
+@pytest.mark.parametrize(
+    "message", [{"type": "drain", "timeoutSeconds": 9}, {"type": "abort", "ranks": [0]}], ids=lambda m: m["type"]
+)
+def test_the_monitor_can_end_the_engine(launched: Any, tmp_path: Path, message: dict[str, Any]) -> None:
+    monitor = FakeMonitor(tmp_path / "monitor")
+    one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"))
+    monitor.accept()
+    monitor.say(type="stored")
+    monitor.hear_until(is_state("Serving"))
+    one.until("was given")
+    monitor.say(**message)
+    heard = monitor.hear_until(is_state("Ended"))
+    assert [told["planned"] for told, _ in heard if told["type"] == "exited"] == [True, True]
+    assert one.wait() == 0
+    assert ("got drain" in one.text()) is (message["type"] == "drain")
+    # Whoever ends on purpose says so in its pipe.
+    assert [os.read(pipe, 10) for pipe in monitor.descriptors if "pipe:" in os.readlink(f"/proc/self/fd/{pipe}")] == [b"bye\n"] * 3
+    monitor.close()
+
+
+def test_the_launcher_is_small_and_imports_nothing_heavy() -> None:
+    code = "import sys, enginehouse_engine.__main__; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {
+        "torch",
+        "zmq",
+        "numpy",
+        "huggingface_hub",
+        "transformers",
+        "tokenizers",
+        "gguf",
+        "starlette",
+        "uvicorn",
+        "asyncio",
+        "ssl",
+    }
+    assert not heavy & set(loaded)
+
+
+def test_an_idle_launcher_sleeps_and_stays_small(launched: Any) -> None:
+    one = launched(SERVES)
+    one.ready()
+
+    def status(key: str) -> int:
+        lines = Path(f"/proc/{one.process.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+    switches = status("voluntary_ctxt_switches")
+    assert not select.select([one.process.stdout], [], [], 1.0)[0]
+    assert status("voluntary_ctxt_switches") == switches
+    assert status("VmRSS") < 32 * 1024

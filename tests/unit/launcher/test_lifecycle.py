@@ -1,0 +1,369 @@
+"""What the launcher decides, without any process: the story by hand, then properties over random stories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse_engine.launcher import messages, termination
+from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
+from enginehouse_engine.launcher.lifecycle import DRAIN_MARGIN_SECONDS, STOP_AFTER_DEATH_SECONDS, STOP_SECONDS, Lifecycle, Phase
+from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, Process, processes
+from enginehouse_engine.launcher.termination import Cause, Exit
+
+CLEAN = Exit(exit_code=0)
+KILLED = Exit(signal=9)
+
+
+def ready(*ranks: int, length: int = 64) -> messages.Ready:
+    fits = tuple(messages.Fit(rank=rank, incarnation=1, max_context_length=length + rank, kv_blocks=5) for rank in ranks)
+    return messages.Ready(ranks=fits, max_context_length=length)
+
+
+class Story:
+    """An engine under test; processes get pids from 100 on, in order."""
+
+    def __init__(self, *, servers: int = 1, ranks: int = 1, monitor: str = "") -> None:
+        self.all = processes(api_servers=servers, ranks=ranks)
+        self.servers = [process for process in self.all if process.role == API_SERVER]
+        self.cores = [process for process in self.all if process.role == ENGINE_CORE]
+        self.life = Lifecycle(
+            processes=self.all,
+            replica_uid="uid",
+            startup_timeout_seconds=100,
+            drain_timeout_seconds=60,
+            now=0.0,
+            monitor=monitor,
+        )
+
+    def start(self) -> list[Action]:
+        self.life.begin()
+        actions = self.life.model_found()
+        for number, process in enumerate(self.all):
+            assert self.life.started(process, pid=100 + number) == []
+        return actions
+
+    def register(self) -> list[Action]:
+        return [action for process in self.all for action in self.life.registered(process)]
+
+    def serve(self) -> Story:
+        self.start()
+        self.register()
+        for server in self.servers:
+            self.life.said(server, messages.Bound(endpoint=f"ipc://{server.index}"))
+        for server in self.servers:
+            self.life.said(server, ready(*(core.rank or 0 for core in self.cores)))
+        assert self.life.phase is Phase.SERVING
+        return self
+
+    def exit(self, process: Process, exit: Exit, *, bye: bool = False) -> list[Action]:
+        closed = self.life.pipe_closed(process, bye=bye)
+        return closed + self.life.exited(process, exit=exit, out_of_memory=False)
+
+
+def told(actions: list[Action], kind: str) -> list[Process]:
+    return [action.process for action in actions if isinstance(action, Send) and action.message["type"] == kind]
+
+
+def killed(actions: list[Action]) -> list[Process]:
+    return [action.process for action in actions if isinstance(action, Kill)]
+
+
+def reported(actions: list[Action]) -> list[dict[str, Any]]:
+    return [action.message for action in actions if isinstance(action, Report)]
+
+
+def test_nothing_starts_before_the_monitor_has_stored_the_row() -> None:
+    life = Story(monitor="/run/monitor").life
+    assert life.begin() == []
+    assert life.monitor_stored() == [FetchModel()]
+    assert life.monitor_stored() == []  # a monitor that was restarted says it again
+    assert life.model_found() == [Start(life.processes)]
+
+
+def test_alone_the_model_is_looked_for_at_once() -> None:
+    assert Story().life.begin() == [FetchModel()]
+
+
+def test_addresses_are_published_when_all_api_servers_are_bound_and_to_late_cores() -> None:
+    story = Story(servers=2, ranks=2)
+    story.start()
+    early, late = story.cores
+    for process in (*story.servers, early):
+        assert story.life.registered(process) == []
+    assert story.life.said(story.servers[1], messages.Bound(endpoint="ipc://b")) == []
+    front_ends = [{"index": 0, "endpoint": "ipc://a"}, {"index": 1, "endpoint": "ipc://b"}]
+    message = {"type": "addresses", "frontEnds": front_ends, "replicaUid": "uid"}
+    assert story.life.said(story.servers[0], messages.Bound(endpoint="ipc://a")) == [Send(early, message)]
+    assert story.life.registered(late) == [Send(late, message)]
+
+
+def test_it_serves_when_every_api_server_knows_every_rank() -> None:
+    story = Story(servers=2, ranks=2)
+    story.start()
+    story.register()
+    story.life.said(story.servers[0], ready(0, 1))
+    story.life.said(story.servers[1], ready(0))
+    assert story.life.phase is Phase.STARTING
+    story.life.said(story.servers[1], ready(0, 1, length=32))
+    assert story.life.phase is Phase.SERVING
+    assert story.life.max_context_length() == 32
+    assert story.life.state() == {
+        "type": "state",
+        "state": "Serving",
+        "ranks": [
+            {"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 64, "kvBlocks": 5},
+            {"rank": 1, "incarnation": 1, "state": "Serving", "maxContextLength": 65, "kvBlocks": 5},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("progress", "missing"),
+    [
+        ("nothing", "the monitor at /run/monitor to store this pod's row"),
+        ("stored", "the model's download"),
+        ("started", "API server 0 (pid 100, not registered); engine core of rank 0 (pid 101, not registered)"),
+        ("registered", "API server 0 (pid 100, stage registered); engine core of rank 0 (pid 101, stage registered)"),
+        ("stage", "API server 0 (pid 100, stage registered); engine core of rank 0 (pid 101, stage profile)"),
+    ],
+)
+def test_a_missed_start_names_who_is_missing_and_in_which_stage(progress: str, missing: str) -> None:
+    story = Story(monitor="/run/monitor")
+    life = story.life
+    if progress != "nothing":
+        life.monitor_stored()
+    if progress not in ("nothing", "stored"):
+        story.start()
+    if progress in ("registered", "stage"):
+        story.register()
+    if progress == "stage":
+        life.said(story.cores[0], messages.Stage(stage="profile"))
+    assert life.clock(99.9) == []
+    assert killed(life.clock(100.0)) == (list(story.all) if life._seen else [])
+    assert life.cause is not None
+    assert (life.cause.kind, termination.exit_code(life.cause)) == (termination.STARTUP_TIMEOUT, 1)
+    assert life.cause.message == f"not ready after 100 s, waiting for: {missing}"
+
+
+def test_a_rank_that_no_server_knows_yet_is_missing_although_the_servers_are_ready() -> None:
+    story = Story(ranks=2)
+    story.start()
+    story.register()
+    story.life.said(story.servers[0], ready(0))
+    story.life.clock(100.0)
+    assert story.life.cause is not None
+    assert story.life.cause.message.endswith("waiting for: engine core of rank 1 (pid 102, stage registered)")
+
+
+def test_an_orderly_end_drains_then_stops_and_has_no_cause() -> None:
+    story = Story().serve()
+    (server,), (core,) = story.servers, story.cores
+    assert story.life.asked_to_stop() == [Send(server, {"type": "drain", "timeoutSeconds": 60})]
+    assert (story.life.phase, story.life.deadline) == (Phase.DRAINING, 60 + DRAIN_MARGIN_SECONDS)
+    assert told(story.life.said(server, messages.Drained()), "stop") == [server, core]
+    reports = reported(story.exit(server, CLEAN, bye=True) + story.exit(core, CLEAN, bye=True))
+    assert [report["planned"] for report in reports] == [True, True]
+    assert story.life.phase is Phase.ENDED
+    assert (story.life.cause, termination.exit_code(story.life.cause)) == (None, 0)
+    assert story.life.state()["state"] == "Ended"
+
+
+def test_a_drain_that_does_not_end_is_ended_and_a_stop_that_is_not_obeyed_kills() -> None:
+    story = Story().serve()
+    story.life.asked_to_stop(timeout_seconds=7)
+    actions = story.life.clock(7 + DRAIN_MARGIN_SECONDS)
+    assert told(actions, "stop") == list(story.all)
+    assert killed(story.life.clock(7 + DRAIN_MARGIN_SECONDS + STOP_SECONDS)) == list(story.all)
+    for process in story.all:
+        story.exit(process, KILLED)
+    assert (story.life.phase, story.life.cause) == (Phase.ENDED, None)
+
+
+def test_a_second_signal_cuts_the_drain_and_a_third_kills() -> None:
+    story = Story().serve()
+    story.life.asked_to_stop()
+    assert told(story.life.asked_to_stop(), "stop") == list(story.all)
+    assert killed(story.life.asked_to_stop()) == list(story.all)
+
+
+def test_a_signal_while_starting_kills_at_once_and_starts_nothing_more() -> None:
+    story = Story()
+    story.life.begin()
+    story.life.model_found()
+    assert story.life.started(story.all[0], pid=100) == []
+    assert killed(story.life.asked_to_stop()) == [story.all[0]]
+    assert killed(story.life.started(story.all[1], pid=101)) == [story.all[1]]
+    for process in story.all:
+        story.life.exited(process, exit=KILLED, out_of_memory=False)
+    assert (story.life.phase, story.life.cause) == (Phase.ENDED, None)
+
+
+@pytest.mark.parametrize("bye", [False, True])
+@pytest.mark.parametrize("exit", [CLEAN, KILLED, Exit(exit_code=3)])
+def test_an_exit_that_nobody_asked_for_is_a_death_whatever_its_code(exit: Exit, bye: bool) -> None:
+    story = Story().serve()
+    core, server = story.cores[0], story.servers[0]
+    first = story.life.pipe_closed(core, bye=bye)
+    assert story.life.state()["state"] == "Failed", "told before the kernel has released the memory"
+    assert told(first, "stop") == [server, core]
+    assert story.life.deadline == STOP_AFTER_DEATH_SECONDS
+    (report,) = reported(story.life.exited(core, exit=exit, out_of_memory=False))
+    assert report["planned"] is False
+    story.exit(server, CLEAN, bye=True)
+    assert story.life.phase is Phase.ENDED
+    assert story.life.cause is not None
+    assert story.life.cause.process == core
+    assert termination.exit_code(story.life.cause) == (137 if exit.signal else 1)
+
+
+def test_the_first_death_is_the_cause_although_another_is_reaped_first() -> None:
+    story = Story().serve()
+    story.life.pipe_closed(story.cores[0], bye=False)
+    story.life.exited(story.servers[0], exit=Exit(exit_code=4), out_of_memory=False)
+    story.life.exited(story.cores[0], exit=Exit(signal=11), out_of_memory=False)
+    assert story.life.cause is not None
+    assert story.life.cause.process == story.cores[0]
+    assert termination.exit_code(story.life.cause) == 139
+
+
+def test_a_crash_while_stopping_is_a_failure_all_the_same() -> None:
+    story = Story().serve()
+    story.life.asked_to_stop(timeout_seconds=0)
+    story.exit(story.cores[0], Exit(signal=11))
+    story.exit(story.servers[0], CLEAN, bye=True)
+    assert termination.exit_code(story.life.cause) == 139
+
+
+def test_what_a_process_said_before_it_died_is_the_cause() -> None:
+    story = Story()
+    story.start()
+    story.register()
+    story.life.said(story.cores[0], messages.Failed(cause="ContextTooSmall", message="12 tokens fit, 64 are wanted"))
+    story.exit(story.cores[0], Exit(exit_code=78))
+    assert story.life.cause is not None
+    assert story.life.cause.message == "engine core of rank 0: 12 tokens fit, 64 are wanted"
+    assert termination.exit_code(story.life.cause) == 78
+
+
+def test_a_process_that_dies_before_it_registered_is_a_death_the_monitor_does_not_know() -> None:
+    story = Story()
+    story.start()
+    actions = story.life.exited(story.cores[0], exit=Exit(exit_code=1), out_of_memory=False)
+    assert reported(actions) == []
+    assert killed(actions) == [story.servers[0]]
+    assert termination.exit_code(story.life.cause) == 1
+
+
+def test_a_refusal_before_anything_runs_ends_at_once() -> None:
+    story = Story()
+    story.life.begin()
+    cause = Cause(termination.MODEL_NOT_FOUND, "no such file")
+    assert story.life.refused(cause) == []
+    assert (story.life.phase, story.life.cause, termination.exit_code(cause)) == (Phase.ENDED, cause, 78)
+
+
+def test_only_the_started_process_registers_and_only_once() -> None:
+    story = Story()
+    story.start()
+    core = story.cores[0]
+    assert "has pid 101, the message came from pid 5" in story.life.may_register(core, pid=5)
+    assert story.life.may_register(core, pid=101) == ""
+    story.life.registered(core)
+    assert "is registered already, with pid 101" in story.life.may_register(core, pid=101)
+    stale = Process(role=ENGINE_CORE, rank=0, index=0, incarnation=7)
+    assert "has not started engine core of rank 0 (incarnation 7)" in story.life.may_register(stale, pid=101)
+
+
+EVENTS = (
+    "register",
+    "bound",
+    "ready",
+    "drained",
+    "close",
+    "close with bye",
+    "reap 0",
+    "reap 1",
+    "reap 9",
+    "signal",
+    "clock",
+    "deadline",
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_size=60))
+def test_every_story_ends_and_no_death_goes_unpunished(events: list[tuple[str, int]]) -> None:
+    """Whatever happens in whatever order: after the deadlines all are gone, and the exit code is 0 only if nobody died."""
+    story = Story(servers=2, ranks=2)
+    life = story.life
+    story.start()
+    alive, registered, closed, doomed = set(story.all), set(), set(), set()
+    asked, died = set(), False
+    now = 0.0
+
+    def take(actions: list[Action]) -> None:
+        for action in actions:
+            assert not isinstance(action, Start | FetchModel)
+            if isinstance(action, Kill):
+                doomed.add(action.process)
+            if isinstance(action, Send):
+                assert action.process in registered
+                if action.message["type"] == "stop":
+                    asked.add(action.process)
+
+    def reap(process: Process, exit: Exit) -> None:
+        nonlocal died
+        alive.discard(process)
+        planned = process in doomed or (process in asked and exit == CLEAN)
+        died = died or not planned
+        take(life.exited(process, exit=exit, out_of_memory=False))
+
+    for name, number in events:
+        process = story.all[number]
+        if process not in alive or life.phase is Phase.ENDED:
+            continue
+        if name == "register" and process not in registered:
+            assert life.may_register(process, pid=100 + number) == ""
+            registered.add(process)
+            take(life.registered(process))
+        elif name == "bound" and process in registered:
+            take(life.said(process, messages.Bound(endpoint="ipc://x")))
+        elif name == "ready" and process in registered and process.role == API_SERVER:
+            take(life.said(process, ready(0, 1)))
+        elif name == "drained" and process in registered:
+            take(life.said(process, messages.Drained()))
+        elif name.startswith("close") and process in registered - closed:
+            bye = name.endswith("bye")
+            died = died or not (process in doomed or (bye and process in asked))
+            closed.add(process)
+            take(life.pipe_closed(process, bye=bye))
+        elif name.startswith("reap"):
+            reap(process, {"0": CLEAN, "1": Exit(exit_code=1), "9": KILLED}[name[-1]])
+        elif name == "signal":
+            take(life.asked_to_stop())
+        elif name == "clock":
+            now += number
+            take(life.clock(now))
+        elif name == "deadline" and life.deadline < 1e9:
+            now = life.deadline
+            take(life.clock(now))
+
+    take(life.asked_to_stop())
+    for _ in range(4):
+        for process in list(alive & doomed):
+            reap(process, KILLED)
+        if life.deadline < 1e9:
+            now = life.deadline
+            take(life.clock(now))
+    for process in list(alive & doomed):
+        reap(process, KILLED)
+    assert not alive
+    assert life.phase is Phase.ENDED
+    if died:
+        assert termination.exit_code(life.cause) != 0
+        assert life.state()["state"] == "Failed"
+    if life.cause is None:
+        assert life.state()["state"] == "Ended"
