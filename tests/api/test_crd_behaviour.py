@@ -182,7 +182,9 @@ def test_columns_show_what_people_ask_first(kubectl: Kubectl) -> None:
 
 
 def test_columns_of_replicas_show_place_state_and_end(kubectl: Kubectl) -> None:
-    owner = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "name": "smollm2", "uid": str(uuid.uuid4()), "controller": True}
+    kubectl("apply", "-f-", stdin=SMALLEST)
+    uid = kubectl.json("get", "ie", "smollm2")["metadata"]["uid"]
+    owner = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "name": "smollm2", "uid": uid, "controller": True}
     end = {"reason": "Rollout", "deadline": "2026-01-01T00:00:00Z"}
     replica = {**REPLICA, "metadata": {**REPLICA["metadata"], "ownerReferences": [owner]}, "spec": {**REPLICA["spec"], "end": end}}
     kubectl("create", "-f-", stdin=json.dumps(replica))

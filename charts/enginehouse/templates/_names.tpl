@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/*
 What the operator may do where engines live: a ClusterRole, or with watchNamespace a Role.
-It must hold every right that it gives to monitors, and no more of secrets than nothing.
+It has to hold every right that it gives to monitors. No secrets, no exec, no logs.
 */}}
 {{- define "enginehouse.rules" -}}
 - apiGroups: [enginehouse.dev]
@@ -78,19 +78,19 @@ It must hold every right that it gives to monitors, and no more of secrets than 
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [services, serviceaccounts]
-  verbs: [get, list, watch, create, patch, delete]
+  resources: [services]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [list, create, patch]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [policy]
-  resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
-# Read only, to say that a claim is missing.
+  verbs: [list, create, patch]
+# To say that a claim is missing.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list]
-- apiGroups: ["", events.k8s.io]
+  verbs: [get]
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
