@@ -66,7 +66,7 @@ def _world() -> World:
         interfaces=frozenset(filter(_ours, os.listdir("/sys/class/net"))),
         routes=frozenset(filter(_ours, _lines("ip", "route"))),
         nftables=_lines("nft", "list", "tables") if os.geteuid() == 0 else frozenset(),
-        cgroups=frozenset(str(folder) for folder in Path("/sys/fs/cgroup").rglob("enginehouse-lk*")),
+        cgroups=frozenset(str(folder) for folder in Path("/sys/fs/cgroup").rglob("enginehouse-*-lk*")),
         files=frozenset(str(path) for folder in watched if folder.is_dir() for path in folder.iterdir() if _strange(path)),
     )
 

@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LocalkubeError as error:
         print(f"localkube: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("localkube: interrupted; a cluster that was starting goes on: python -m localkube stop --all", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

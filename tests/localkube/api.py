@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LocalkubeError
-
-PORT = 6443
+from .network import PORT
 
 
 class ApiError(LocalkubeError):

@@ -60,11 +60,15 @@ class Cluster:
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
         """Run kubectl and return what it prints; its failure is a LocalkubeError with its words."""
         command = [str(self.binaries / "kubectl"), *arguments]
-        done = subprocess.run(
-            command, input=stdin, env=self.environment, capture_output=True, text=True, timeout=timeout_seconds, check=False
-        )
+        shown = f"kubectl {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                command, input=stdin, env=self.environment, capture_output=True, text=True, timeout=timeout_seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LocalkubeError(f"{shown} did not end within {timeout_seconds:.0f} s") from error
         if done.returncode != 0:
-            raise LocalkubeError(f"kubectl {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
+            raise LocalkubeError(f"{shown} exited {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
     def processes(self) -> dict[int, str]:
@@ -165,7 +169,7 @@ def stop(name: str) -> None:
 
 
 def _spawn(wanted: ClusterSpec, *, paths: ClusterPaths) -> ClusterSpec:
-    network, slot = take_slot(paths.cache.locks, full=wanted.full)
+    network, slot = take_slot(full=wanted.full)
     spec = ClusterSpec(**{**wanted.__dict__, "slot": network.slot})
     paths.logs.mkdir(parents=True)
     # Before any process: whatever happens from here on, a stop knows what to look for.
@@ -184,10 +188,11 @@ def _spawn(wanted: ClusterSpec, *, paths: ClusterPaths) -> ClusterSpec:
             # Adopted by the machine's process 1: the cluster outlives the command that started it.
             subprocess.run(
                 ["setsid", "--fork", *unshare, *supervisor], env=environment, cwd="/", check=True, timeout=30,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(alive, slot, host_network),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(alive, slot.fileno(), host_network),
             )  # fmt: skip
     finally:
-        for descriptor in (alive, slot, host_network):
+        slot.close()
+        for descriptor in (alive, host_network):
             os.close(descriptor)
     return spec
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .api import PORT
+from .network import PORT
 from .paths import ClusterPaths
 from .pki import Authority, Identity
 from .spec import ClusterSpec

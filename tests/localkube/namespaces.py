@@ -42,7 +42,8 @@ def _mount(paths: ClusterPaths) -> None:
         run("mount", "-t", "tmpfs", "-o", "mode=755", "localkube", folder)
     if not paths.cache.root.exists():
         paths.cache.root.mkdir(parents=True)
-        run("mount", "--bind", f"/proc/{os.getpid()}/fd/{cache}", str(paths.cache.root), pass_descriptor=cache)
+        # Not canonicalized: the link's text would name the covering folder, the link itself the covered one.
+        run("mount", "--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{cache}", str(paths.cache.root))
     os.close(cache)
     paths.kubelet.mkdir(parents=True, exist_ok=True)
     os.makedirs("/var/lib/kubelet")

@@ -2,20 +2,21 @@
 
 The one job: derive every address of a cluster from its slot, and hand out slots.
 The invariant kept: two clusters on one machine never share an address, and a full cluster never covers a subnet the host routes.
-A slot is a lock file's descriptor held by the cluster's own processes, so it is free again the moment they are gone.
+A slot is an abstract socket held by the cluster's own processes: the whole machine sees it, whatever user and cache a cluster
+has, it is no file, and it is free again the moment they are gone.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 from .errors import LocalkubeError, MachineError
-from .locks import try_lock
 
+PORT = 6443  # of every apiserver, each on an address of its own
 SLOTS = 16
 _FIRST_SUBNET = 208  # 10.208.0.0/16 to 10.223.0.0/16: away from the defaults of Docker, kind, minikube and k3s
 
@@ -63,19 +64,33 @@ class Network:
         return 30
 
 
-def take_slot(locks: Path, *, full: bool) -> tuple[Network, int]:
-    """The first free slot, and the lock descriptor the cluster's processes must inherit."""
+def take_slot(*, full: bool) -> tuple[Network, socket.socket]:
+    """The first free slot, and the socket whose descriptor the cluster's processes must inherit."""
     routes = _host_routes() if full else []
     for slot in range(SLOTS):
         network = Network(slot, full)
-        wanted = ipaddress.ip_network(network.subnet)
-        # A route of exactly this subnet is a leftover of our own that goes with its interface, see cleanup.py.
-        if any(wanted.overlaps(route) and wanted != route for route in routes):
+        if any(ipaddress.ip_network(network.subnet).overlaps(route) for route in routes):
             continue
-        descriptor = try_lock(locks / f"slot-{slot}.lock")
-        if descriptor is not None:
-            return network, descriptor
+        if not full and not _is_bindable(network.node):
+            continue
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            holder.bind(f"\0enginehouse-localkube-slot-{slot}")
+        except OSError:
+            holder.close()
+            continue
+        return network, holder
     raise LocalkubeError(f"all {SLOTS} slots for clusters are taken: stop one (python -m localkube status)")
+
+
+def _is_bindable(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, PORT))
+        except OSError:
+            return False
+    return True
 
 
 def _host_routes() -> list[ipaddress.IPv4Network]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import LocalkubeError
 
 # Names end up in interface names (15 bytes at most), cgroup folders and node names.
-_NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
+_NAME = re.compile(r"[a-z][a-z0-9]{0,9}")
 
 
 def cache_root() -> Path:
@@ -141,5 +141,5 @@ class ClusterPaths:
 def cluster_paths(name: str) -> ClusterPaths:
     """The paths of the cluster `name`, after checking the name."""
     if not _NAME.fullmatch(name):
-        raise LocalkubeError(f"cluster name {name!r}: wanted 1 to 11 lower-case letters and digits, a letter first")
+        raise LocalkubeError(f"cluster name {name!r}: wanted 1 to 10 lower-case letters and digits, a letter first")
     return ClusterPaths(name, CachePaths(cache_root()))

@@ -21,7 +21,7 @@ from .paths import ClusterPaths
 MARKER_VARIABLE = "ENGINEHOUSE_LOCALKUBE"
 _NS_GET_PARENT = 0xB702  # ioctl_ns(2)
 _POLL_SECONDS = 0.03
-_RESTARTS = 5  # within the window; more means it will never work
+_RESTARTS = 5  # of one component within the window; more means it will never work
 _RESTART_WINDOW_SECONDS = 60.0
 
 
@@ -33,7 +33,7 @@ class Owner:
         self._environment = {**os.environ, MARKER_VARIABLE: marker}
         self._running: dict[int, Component] = {}
         self._popen: dict[int, subprocess.Popen[bytes]] = {}
-        self._restarted: list[float] = []
+        self._deaths: dict[str, list[float]] = {}
 
     def start(self, component: Component) -> None:
         """Start one component; its output is appended to its log."""
@@ -67,10 +67,11 @@ class Owner:
             if component is None:
                 continue  # an orphan of a container: as process 1 of the namespace we are its reaper
             now = time.monotonic()
-            self._restarted = [at for at in self._restarted if now - at < _RESTART_WINDOW_SECONDS] + [now]
+            deaths = [at for at in self._deaths.get(component.name, []) if now - at < _RESTART_WINDOW_SECONDS] + [now]
+            self._deaths[component.name] = deaths
             self._note(f"{component.name} ended with {os.waitstatus_to_exitcode(status)}, starting it again")
-            if len(self._restarted) > _RESTARTS:
-                self._note("too many deaths, giving up")
+            if len(deaths) > _RESTARTS:
+                self._note(f"{component.name} died {len(deaths)} times in a minute, ending the cluster")
                 return
             self.start(component)
 

@@ -40,12 +40,12 @@ class ClusterSpec:
     @property
     def cgroup(self) -> str:
         """The cgroup folder of all its pods, in every hierarchy."""
-        return f"enginehouse-{self.name}"
+        return f"enginehouse-{self.slot}-{self.name}"
 
     @property
     def host_interface(self) -> str:
         """The host's end of the link into the cluster."""
-        return f"eh-{self.name}"
+        return f"eh{self.slot}-{self.name}"
 
     def paths(self, cache: CachePaths) -> ClusterPaths:
         """The cluster's files."""
