@@ -63,7 +63,6 @@ SCALE_UP: Final = "ScaleUp"
 SUCCESSOR: Final = "Successor"
 
 # What a step does (Events, logs)
-REPLICA_ENDED: Final = "ReplicaEnded"
 MEMBER_CREATED: Final = "MemberCreated"
 MEMBER_STOPPED: Final = "MemberStopped"
 LEFT_SERVICE: Final = "LeftService"
@@ -116,7 +115,6 @@ MEANINGS: Final = {
     MEMBER_REMOVED: "The replica ends because somebody deleted a member (kubectl delete, eviction, node drain).",
     SCALE_UP: "The replica is new: more are wanted.",
     SUCCESSOR: "The replica takes the index of one that ended.",
-    REPLICA_ENDED: "The end of a replica was written to its spec.",
     MEMBER_CREATED: "A pod was created.",
     MEMBER_STOPPED: "A pod of an ended replica was deleted: it drains, then stops.",
     LEFT_SERVICE: "The leader of an ended replica no longer receives new connections.",

@@ -35,7 +35,7 @@ def engine_status(
     """``InferenceEngine.status``. ``spec`` None: it cannot be read, the first problem says why; what is known of replicas stays."""
     live = [replica for replica in replicas if replica.is_live]
     ready = [replica for replica in live if replica.is_ready]
-    found = [*problems, *_stalls(plan), *_pod_problems(live), *_delays(plan)]
+    found = [*problems, *_stalls(plan, engine), *_pod_problems(live), *_delays(plan)]
     all_ready = spec is not None and not plan.outdated and len(ready) == len(live) == spec.desired_replicas
     previous = engine.status
     context = _context(previous, ready, all_ready=all_ready and bool(ready))
@@ -144,10 +144,12 @@ def _context_fit(problems: list[Problem], context: int | None) -> Condition:
     return Condition(type="ContextFit", is_true=True, reason=reasons.FITS, message=f"{context} tokens")
 
 
-def _stalls(plan: EnginePlan) -> Iterable[Problem]:
+def _stalls(plan: EnginePlan, engine: Engine) -> Iterable[Problem]:
+    ignored = f" (the annotation {names.ANNOTATION_RESUME_AFTER} is no RFC 3339 time with a zone and is ignored)"
     for verdict in plan.waiting:
         if verdict.not_before is None:
-            yield Problem(reason=verdict.reason, message=verdict.message, wants_person=True)
+            words = verdict.message + (ignored if engine.resume_after_is_bad else "")
+            yield Problem(reason=verdict.reason, message=words, wants_person=True)
 
 
 def _delays(plan: EnginePlan) -> Iterable[Problem]:
