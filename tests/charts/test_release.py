@@ -1,0 +1,55 @@
+"""A release's life with helm on a cluster of its own: install, upgrade, uninstall; the CRDs and engines survive as documented."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localkube import cluster
+
+pytestmark = pytest.mark.api
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def fresh() -> Iterator[cluster.Cluster]:
+    """A control plane that has never seen the CRDs."""
+    started = cluster.start(f"rel{os.getpid()}", control_plane_only=True, controller_manager=True)
+    yield started
+    started.stop()
+
+
+def test_engines_outlive_the_release_unless_told_otherwise(fresh: cluster.Cluster) -> None:
+    def helm(*arguments: str) -> str:
+        command = [str(fresh.binaries / "helm"), "--namespace", "system", *arguments]
+        done = subprocess.run(command, env=fresh.environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def install(*values: str) -> str:
+        chart = str(ROOT / "charts" / "enginehouse")
+        return helm("upgrade", "--install", "enginehouse", chart, "--create-namespace", *values)
+
+    notes = install()
+    assert "kubectl get ie,ier" in notes
+    assert "Uninstalling leaves the CRDs and every engine" in notes
+    fresh.kubectl("wait", "--for=condition=Established", "crd/inferenceengines.enginehouse.dev", "--timeout=30s")
+    fresh.kubectl("apply", "-f", str(ROOT / "examples" / "minimal.yaml"))
+
+    install("--set", "replicas=0", "--set", "watchNamespace=default")
+    assert fresh.kubectl("get", "deployment", "-n", "system", "-o", "jsonpath={.items[*].spec.replicas}") == "0"
+    assert fresh.kubectl("get", "clusterrole", "-l", "app.kubernetes.io/part-of=enginehouse", "-o", "name") == ""
+
+    helm("uninstall", "enginehouse")
+    assert fresh.kubectl("get", "ie", "-o", "name") == "inferenceengine.enginehouse.dev/minimal\n"
+
+    assert "WARNING: crds.keep is false" in install("--set", "crds.keep=false")
+    assert fresh.kubectl("get", "ie", "-o", "name") == "inferenceengine.enginehouse.dev/minimal\n"
+    helm("uninstall", "enginehouse")
+    fresh.kubectl("wait", "--for=delete", "crd/inferenceengines.enginehouse.dev", "--timeout=30s")
+    assert "enginehouse.dev" not in fresh.kubectl("get", "crd", "-o", "name")
