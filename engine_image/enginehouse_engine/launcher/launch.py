@@ -19,12 +19,13 @@ from pathlib import Path
 
 from enginehouse_engine import config as configuration
 from enginehouse_engine import registration
-from enginehouse_engine.config import ConfigError, EngineConfig
+from enginehouse_engine.config import ConfigError
 from enginehouse_engine.flags import Options
-from enginehouse_engine.launcher import cgroup, children, command_lines, http_listener, memory_budget, messages, termination
+from enginehouse_engine.launcher import cgroup, children, command_lines, http_listener, messages, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
 from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
 from enginehouse_engine.launcher.control import ControlServer
+from enginehouse_engine.launcher.engine_config import engine_config
 from enginehouse_engine.launcher.event_loop import EventLoop
 from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
 from enginehouse_engine.launcher.monitor_link import MonitorLink
@@ -160,7 +161,7 @@ class Launcher:
             for process, exit in self._children.reap():
                 self._reaped(process, exit)
         else:
-            logger.info("%s: %s", signal.Signals(number).name, "ending")
+            logger.info("%s", signal.Signals(number).name)
             self._do(self._lifecycle.asked_to_stop())
 
     def _reaped(self, process: Process, exit: Exit) -> None:
@@ -200,13 +201,16 @@ class Launcher:
         return self._lifecycle.started(_MODEL_FETCH, pid=pid)
 
     def _fetch_ended(self, exit: Exit) -> list[Action]:
-        if exit.exit_code == 0:
-            return self._configure(json.loads(self._files.fetched.read_bytes())["path"])
-        if exit.exit_code == termination.TRYING_AGAIN_CANNOT_HELP:
+        try:
             answer = json.loads(self._files.fetched.read_bytes())
-            return self._lifecycle.refused(Cause(kind=answer["class"], message=answer["message"], process=_MODEL_FETCH, exit=exit))
-        message = f"the download of {self._options.model} {exit}: its last log lines say why"
-        return self._lifecycle.refused(Cause(kind=termination.EXCEPTION, message=message, process=_MODEL_FETCH, exit=exit))
+        except ValueError:
+            answer = {
+                "class": termination.EXCEPTION,
+                "message": f"the download of {self._options.model} {exit}: its last log lines say why",
+            }
+        if "path" in answer:
+            return self._configure(answer["path"])
+        return self._lifecycle.refused(Cause(kind=answer["class"], message=answer["message"], process=_MODEL_FETCH, exit=exit))
 
     def _found(self, uri: str) -> list[Action]:
         if not uri:
@@ -214,9 +218,11 @@ class Launcher:
         from enginehouse_engine import model_source
 
         try:
-            return self._configure(str(model_source.resolve(uri, revision=self._options.revision, cache_dir=None)))
+            return self._configure(str(model_source.resolve(uri)))
         except ConfigError as error:
             return self._lifecycle.refused(_refusal(error))
+        except OSError as error:
+            return self._lifecycle.refused(Cause(termination.EXCEPTION, f"{uri} cannot be read: {error}"))
 
     def _configure(self, model_path: str) -> list[Action]:
         try:
@@ -234,38 +240,6 @@ class Launcher:
             logger.info("started %s, pid %d", process, pid)
             actions += self._lifecycle.started(process, pid=pid)
         return actions
-
-
-def engine_config(options: Options, model_path: str) -> EngineConfig:
-    """What every process is told. Raises ConfigError when the memory is too small."""
-    limit, source = (
-        (options.memory_limit_bytes, "--memory-limit-bytes") if options.memory_limit_bytes else cgroup.usable_memory_bytes()
-    )
-    budget = memory_budget.budget_per_rank_bytes(
-        limit,
-        utilization_percent=options.memory_utilization_percent,
-        ranks=options.parallel.data,
-        api_servers=options.api_servers,
-        rank_process_bytes=memory_budget.rank_process_bytes(options.executor),
-    )
-    logger.info("%d MiB for each rank: %d %% of %s", budget // memory_budget.MIB, options.memory_utilization_percent, source)
-    return EngineConfig(
-        replica_uid=options.replica_uid,
-        model_path=model_path,
-        model_uri=options.model,
-        served_model_name=options.served_model_name,
-        executor=options.executor,
-        parallel=options.parallel,
-        api_servers=options.api_servers,
-        dtype=options.dtype,
-        max_context_length=options.max_context_length,
-        min_context_length=options.min_context_length,
-        memory_budget_bytes=budget,
-        memory_utilization_percent=options.memory_utilization_percent,
-        startup_timeout_seconds=options.startup_timeout_seconds,
-        drain_timeout_seconds=options.drain_timeout_seconds,
-        api_key_file=str(options.api_key_file) if options.api_key_file else None,
-    )
 
 
 def _refusal(error: ConfigError) -> Cause:

@@ -94,8 +94,8 @@ class Lifecycle:
         return [Start(self.processes)] if self.phase is Phase.STARTING else []
 
     def refused(self, cause: Cause) -> list[Action]:
-        """The engine cannot start, or not go on, for a reason that is no process's death."""
-        return self._fall(cause)
+        """The engine cannot start, for a reason that is no death of its processes. Of no interest when it ends already."""
+        return self._fall(cause) if self.phase is Phase.STARTING else []
 
     def started(self, process: Process, *, pid: int) -> list[Action]:
         """The process runs."""

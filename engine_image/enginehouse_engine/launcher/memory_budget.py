@@ -43,6 +43,6 @@ def budget_per_rank_bytes(
         needed = (kept + ranks * _SMALLEST_BUDGET_BYTES) * 100 // utilization_percent
         raise ConfigError(
             f"{limit_bytes // MIB} MiB at {utilization_percent} % leave {max(0, budget) // MIB} MiB for each of {ranks} ranks,"
-            f" because the processes keep {kept // MIB} MiB; needed are {needed // MIB + 1} MiB plus the model's size"
+            f" because the processes keep {kept // MIB} MiB; needed are at least {needed // MIB + 1} MiB plus the model's size"
         )
     return budget

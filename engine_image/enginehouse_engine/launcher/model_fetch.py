@@ -2,6 +2,7 @@
 
 A process of its own, because the hub library is large and a download takes minutes: the launcher stays small, and goes on
 listening to signals and its deadline. Standard output carries one JSON object, ``{"path"}`` or ``{"class", "message"}``.
+Does not decide whether the engine goes on without it: the launcher does.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import sys
 from pathlib import Path
 
 from enginehouse_engine.config import ConfigError
-from enginehouse_engine.launcher.termination import INVALID_CONFIG, TRYING_AGAIN_CANNOT_HELP
+from enginehouse_engine.launcher.termination import EXCEPTION, INVALID_CONFIG, TRYING_AGAIN_CANNOT_HELP
 
 
 def main() -> int:
-    """Exit code 0, or 78 with the reason on standard output; anything else is an exception, on standard error."""
+    """Exit code 0; or 78, or 1 where another time may help, with the reason on standard output."""
     from enginehouse_engine import model_source
 
     parser = argparse.ArgumentParser()
@@ -29,6 +30,9 @@ def main() -> int:
     except ConfigError as error:
         print(json.dumps({"class": getattr(error, "failure_class", INVALID_CONFIG), "message": str(error)}))
         return TRYING_AGAIN_CANNOT_HELP
+    except OSError as error:
+        print(json.dumps({"class": EXCEPTION, "message": str(error)}))
+        return 1
     print(json.dumps({"path": str(path)}))
     return 0
 

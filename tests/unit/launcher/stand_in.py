@@ -65,11 +65,6 @@ def _act(registration: Registration, word: str, *, rank: int | None, index: int)
             # A grandchild in a session of its own whose parent goes away at once.
             code = f"import subprocess; subprocess.Popen(['sleep', '{value}'], start_new_session=True)"
             subprocess.run([sys.executable, "-c", code], check=True)
-        case "late":
-            # Drains for so long.
-            registration.receive(None)
-            time.sleep(float(value))
-            registration.send("drained")
         case "fork":
             if os.fork() == 0:
                 time.sleep(float(value))

@@ -205,7 +205,7 @@ def test_a_signal_while_starting_ends_it_at_once_with_zero(launched: Any, number
 
 
 def test_a_second_signal_cuts_the_drain(launched: Any) -> None:
-    one = launched({**SERVES, "api-server 0": "bound,ready=0,late=0,wait"})
+    one = launched({**SERVES, "api-server 0": "bound,ready=0,wait"})
     one.ready()
     one.process.terminate()
     one.until("launcher: draining")

@@ -1,0 +1,106 @@
+"""The command line: every flag of the contract is there, absent ones have its defaults, wrong ones are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enginehouse_engine.config import ConfigError, ParallelConfig
+from enginehouse_engine.flags import Options, _parser, parse
+
+CONTRACT = Path(__file__).parents[3] / "docs/wire-protocol.md"
+
+
+def test_absent_flags_mean_what_the_contract_says() -> None:
+    options = parse(["--model", "/models/tiny.gguf"])
+    assert options.replica_uid
+    assert dataclasses.replace(options, replica_uid="") == Options(
+        model="/models/tiny.gguf",
+        revision="main",
+        served_model_name="tiny.gguf",
+        executor="InProcess",
+        parallel=ParallelConfig(data=1, tensor=1, pipeline=1),
+        api_servers=1,
+        host="127.0.0.1",
+        port=8000,
+        memory_limit_bytes=None,
+        memory_utilization_percent=90,
+        max_context_length=None,
+        min_context_length=1,
+        startup_timeout_seconds=1800.0,
+        drain_timeout_seconds=60.0,
+        api_key_file=None,
+        monitor_socket=None,
+        replica_uid="",
+        dtype="auto",
+        model_cache_dir=None,
+    )
+
+
+def test_the_contract_and_the_parser_name_the_same_flags() -> None:
+    table = CONTRACT.read_text().split("## 1.")[1].split("## 2.")[0]
+    promised = {
+        flag for row in table.splitlines() if row.startswith("| `--") for flag in re.findall(r"--[a-z-]+", row.split("|")[1])
+    }
+    assert promised == {option for action in _parser()._actions for option in action.option_strings} - {"-h", "--help"}
+
+
+def test_help_explains_every_flag() -> None:
+    assert all(action.help for action in _parser()._actions)
+
+
+def test_paths_become_absolute_and_the_name_is_the_last_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = parse(["--model", "hf://org/name", "--api-key-file", "key", "--model-cache-dir", "~/models"])
+    assert options.served_model_name == "name"
+    assert options.api_key_file == tmp_path / "key"
+    assert options.model_cache_dir == Path.home() / "models"
+
+
+def test_a_simulated_engine_needs_no_model() -> None:
+    assert parse(["--executor", "Simulated"]).served_model_name == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "--model is missing"),
+        (["--model", "m", "--port", "70000"], "argument --port: 70000 is not between 0 and 65535"),
+        (["--model", "m", "--port", "http"], "argument --port"),
+        (["--model", "m", "--api-servers", "0"], "argument --api-servers: 0 is not between 1"),
+        (["--model", "m", "--memory-utilization-percent", "101"], "101 is not between 1 and 100"),
+        (["--model", "m", "--executor", "Ray"], "invalid choice: 'Ray'"),
+        (["--model", "m", "--drain-timeout-seconds", "-1"], "-1 is no number of seconds"),
+        (["--model", "m", "--drain-timeout-seconds", "nan"], "nan is no number of seconds"),
+        (["--model", "m", "--max-context-length", "10", "--min-context-length", "20"], "is below --min-context-length 20"),
+        (["--model", "m", "--api-server", "2"], "unrecognized arguments: --api-server"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_flags_are_named(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model", "/no/such/model"], "ModelNotFound: /no/such/model"),
+        (["--model", "ftp://x"], "ModelNotFound: ftp://x: unknown scheme"),
+        (["--executor", "Simulated", "--memory-limit-bytes", "1000"], "InvalidConfig: 0 MiB at 90 % leave 0 MiB"),
+        ([], "InvalidConfig: --model is missing"),
+    ],
+)
+def test_what_cannot_work_ends_with_78_in_one_line(argv: list[str], said: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "enginehouse_engine", "--port", "0", *argv]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 78
+    assert f"the engine ends: {said}" in ended.stderr
+    assert "Traceback" not in ended.stderr

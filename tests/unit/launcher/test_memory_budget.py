@@ -1,0 +1,103 @@
+"""How much memory a rank gets, and from which file of the kernel that figure comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse_engine.config import ConfigError
+from enginehouse_engine.launcher.cgroup import MemoryView, oom_kills, usable_memory_bytes
+from enginehouse_engine.launcher.memory_budget import (
+    API_SERVER_BYTES,
+    LAUNCHER_BYTES,
+    MIB,
+    TORCH_PROCESS_BYTES,
+    budget_per_rank_bytes,
+    rank_process_bytes,
+)
+
+GIB = 1024 * MIB
+MACHINE = "MemTotal: 16777216 kB\nMemFree: 1 kB\nMemAvailable: 8388608 kB\nHugePages_Total: 0\n"
+
+
+def tree(root: Path, *, cgroup: str, files: dict[str, str]) -> MemoryView:
+    view = MemoryView(cgroup_mount=root / "cgroup", proc=root / "proc")
+    written = {"proc/self/cgroup": cgroup, "proc/meminfo": MACHINE, **{f"cgroup/{name}": text for name, text in files.items()}}
+    for name, text in written.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return view
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": f"{GIB}\n"}, GIB),
+        ("0::/pod/engine\n", {"pod/engine/memory.max": "max\n", "pod/memory.max": f"{2 * GIB}\n"}, 2 * GIB),
+        ("0::/pod/engine\n", {"pod/engine/memory.max": f"{3 * GIB}\n", "pod/memory.max": f"{2 * GIB}\n"}, 2 * GIB),
+        ("0::/host/path/that/is/not/mounted\n", {"memory.max": f"{GIB}\n"}, GIB),
+        ("5:cpu,cpuacct:/x\n4:memory:/pod\n", {"memory/pod/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
+        ("4:memory:/host/path\n0::/\n", {"memory/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
+    ],
+    ids=["v2", "v2 parent's", "v2 lowest", "v2 namespace", "v1", "v1 namespace, hybrid"],
+)
+def test_the_lowest_limit_above_this_process_counts(tmp_path: Path, cgroup: str, files: dict[str, str], expected: int) -> None:
+    assert usable_memory_bytes(tree(tmp_path, cgroup=cgroup, files=files)) == (expected, "the container's memory limit")
+
+
+@pytest.mark.parametrize("limit", ["max", str(2**63 - 4096), str(64 * GIB)], ids=["none", "v1 none", "above the machine"])
+def test_without_a_limit_only_what_is_available_counts(tmp_path: Path, limit: str) -> None:
+    view = tree(tmp_path, cgroup="0::/\n", files={"memory.max": limit})
+    assert usable_memory_bytes(view) == (8 * GIB, "the machine's available memory")
+
+
+def test_this_machine_says_something() -> None:
+    usable, _ = usable_memory_bytes()
+    assert usable > 64 * MIB
+    assert oom_kills() >= 0
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files"),
+    [
+        ("0::/\n", {"memory.events": "low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\noom_group_kill 0\n"}),
+        ("4:memory:/a\n", {"memory/a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"}),
+    ],
+    ids=["v2", "v1"],
+)
+def test_the_kernels_kills_are_counted(tmp_path: Path, cgroup: str, files: dict[str, str]) -> None:
+    assert oom_kills(tree(tmp_path, cgroup=cgroup, files=files)) == 2
+
+
+def test_kernels_that_do_not_count_kills_count_none(tmp_path: Path) -> None:
+    assert oom_kills(tree(tmp_path, cgroup="0::/\n", files={})) == 0
+
+
+def test_what_the_processes_keep_comes_off_first() -> None:
+    budget = budget_per_rank_bytes(
+        8 * GIB, utilization_percent=90, ranks=2, api_servers=3, rank_process_bytes=rank_process_bytes("InProcess")
+    )
+    assert budget == (8 * GIB * 9 // 10 - LAUNCHER_BYTES - 3 * API_SERVER_BYTES - 2 * TORCH_PROCESS_BYTES) // 2
+
+
+@given(
+    limit=st.integers(1, 2**50),
+    percent=st.integers(1, 100),
+    ranks=st.integers(1, 64),
+    servers=st.integers(1, 16),
+    own=st.integers(0, GIB),
+)
+def test_all_together_stay_within_the_share_or_it_is_refused(limit: int, percent: int, ranks: int, servers: int, own: int) -> None:
+    try:
+        budget = budget_per_rank_bytes(limit, utilization_percent=percent, ranks=ranks, api_servers=servers, rank_process_bytes=own)
+    except ConfigError as error:
+        needed = int(str(error).split("needed are at least ")[1].split(" MiB")[0]) * MIB
+        assert needed > limit
+        budget_per_rank_bytes(needed, utilization_percent=percent, ranks=ranks, api_servers=servers, rank_process_bytes=own)
+        return
+    assert budget >= 16 * MIB
+    assert LAUNCHER_BYTES + servers * API_SERVER_BYTES + ranks * (budget + own) <= limit * percent / 100
