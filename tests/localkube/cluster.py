@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +22,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroups, image_store, preflight
+from . import image_store, preflight
 from .binaries import ensure_binaries
 from .errors import LocalkubeError
 from .locks import locked, try_lock
 from .network import take_slot
 from .paths import CachePaths, ClusterPaths, cache_root, cluster_paths
 from .processes import MARKER_VARIABLE, log_tail, processes_of
+from .removal import remove
 from .spec import ClusterSpec, read_spec
 from .steps import report, step
 
@@ -129,7 +129,7 @@ def start(
     with locked(paths.lock, timeout_seconds=_STOP_SECONDS, wanted=f"cluster {name}"):
         spec = read_spec(paths) if is_alive(paths) else None
         if spec is None:
-            _remove(paths)
+            remove(paths)
             spec = _spawn(wanted, paths=paths)
         else:
             _check_covers(spec, wanted=wanted)
@@ -165,7 +165,7 @@ def stop(name: str) -> None:
     """End the cluster and remove every trace of it; harmless when there is none."""
     paths = cluster_paths(name)
     with locked(paths.lock, timeout_seconds=_STOP_SECONDS, wanted=f"stopping cluster {name}"), step(f"stopped {name}"):
-        _remove(paths)
+        remove(paths)
 
 
 def _spawn(wanted: ClusterSpec, *, paths: ClusterPaths) -> ClusterSpec:
@@ -239,39 +239,3 @@ def _describe(spec: ClusterSpec, *, paths: ClusterPaths) -> Cluster:
         spec.name, paths.kubeconfig, Path(spec.binaries),
         audit_log=paths.audit_log, logs=paths.logs, node_address=spec.network.node, marker=spec.marker,
     )  # fmt: skip
-
-
-def _remove(paths: ClusterPaths) -> None:
-    """Processes first, then what the kernel keeps for them, then files."""
-    spec = read_spec(paths)
-    if spec is None:
-        # Nothing is started before the description is stored, so files are all there can be.
-        shutil.rmtree(paths.root, ignore_errors=True)
-        return
-    _kill(spec)
-    if spec.full:
-        _wait_interface_gone(spec.host_interface)
-        cgroups.remove(spec.cgroup)
-    shutil.rmtree(paths.root)
-
-
-def _kill(spec: ClusterSpec) -> None:
-    deadline = time.monotonic() + _STOP_SECONDS
-    while left := processes_of(spec.marker):
-        if time.monotonic() > deadline:
-            raise LocalkubeError(f"processes of cluster {spec.name} survive SIGKILL: {left}")
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(_POLL_SECONDS)
-
-
-def _wait_interface_gone(interface: str) -> None:
-    """The kernel takes a dead namespace's interfaces apart in the background."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    while Path("/sys/class/net", interface).exists():
-        if time.monotonic() > deadline:
-            raise LocalkubeError(f"interface {interface} is still there: ip link delete {interface}")
-        time.sleep(_POLL_SECONDS)

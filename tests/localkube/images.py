@@ -96,10 +96,13 @@ def build_and_import(cache: CachePaths, *, targets: tuple[str, ...] = TARGETS) -
 
 def _build(storage: BuildStorage, *, target: Target, name: str) -> None:
     storage.forget_mounts()
-    first = not any(known.startswith(f"localhost/enginehouse-{target.name}:") for known in storage.names())
-    if first:
-        preflight.check_disk(storage.cache.images, need_bytes=target.need_bytes, what=f"the first build of the {target.name} image")
     base = _base_name()
+    # Dependencies are what takes disk and minutes: noted, once built, by what they are made of.
+    ingredients = hashlib.sha256(base.encode() + (_REPOSITORY / target.lock).read_bytes()).hexdigest()[:12]
+    built = storage.cache.images / f"{target.name}-dependencies-{ingredients}"
+    first = not built.exists()
+    if first:
+        preflight.check_disk(storage.cache.images, need_bytes=target.need_bytes, what=f"building the {target.name} image")
     if base not in storage.names():
         with step("made the base image", announce=True):
             storage.script(_BASE_SCRIPT.format(packages=_BASE_PACKAGES, suite=_BASE_SUITE, name=base), what="debootstrap")
@@ -115,6 +118,9 @@ def _build(storage: BuildStorage, *, target: Target, name: str) -> None:
         storage.script(script, what=f"building the {target.name} image", environment=certificate)
     with step(f"exported {name}"):
         storage.export(name)
+    for note in storage.cache.images.glob(f"{target.name}-dependencies-*"):
+        note.unlink()
+    built.touch()
 
 
 def _prune(storage: BuildStorage, *, keep: set[str]) -> None:
