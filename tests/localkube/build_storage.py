@@ -47,7 +47,7 @@ class BuildStorage:
         self.cache.images.mkdir(parents=True, exist_ok=True)
         buildah = f"buildah --root {self._root} --runroot {self.cache.images / 'run'} --storage-driver overlay"
         # buildah notes digests below /var/lib whatever its root is: give it memory there.
-        memory = "[ ! -d /var/lib/containers ] || mount -t tmpfs localkube /var/lib/containers\n"
+        memory = "mkdir -p /var/lib/containers\nmount -t tmpfs localkube /var/lib/containers\n"
         # And it locks a folder of network configuration that no build here uses.
         settings = self.cache.images / "containers.conf"
         settings.write_text(f'[network]\nnetwork_config_dir = "{self.cache.images / "run" / "cni"}"\n')
