@@ -269,8 +269,9 @@ def model_source(uri: str) -> HubModel | ClaimModel | FileModel:
 
 def _check_model(model: Model) -> None:
     source = model_source(model.uri)
-    for name in ("revision", "token_secret_ref", "cache"):
-        if getattr(model, name) is not None and not isinstance(source, HubModel):
+    only_hub = {"revision": model.revision, "tokenSecretRef": model.token_secret_ref, "cache": model.cache}
+    for name, value in only_hub.items():
+        if value is not None and not isinstance(source, HubModel):
             raise InvalidSpec(reasons.INVALID_SPEC, "must be absent unless model.uri starts with hf://", f"spec.model.{name}")
 
 

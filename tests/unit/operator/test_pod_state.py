@@ -1,0 +1,118 @@
+"""What a pod's status says, in words that do not move on their own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from enginehouse_operator import reasons
+from enginehouse_operator.pod_state import pod_failure, pod_problem
+
+
+def a_pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "status": status}
+
+
+def container(name: str = "engine", **state: Any) -> dict[str, Any]:
+    return {"name": name, "image": "registry/engine:1", "state": state}
+
+
+def waiting(reason: str, message: str = "", name: str = "engine") -> dict[str, Any]:
+    return container(name, waiting={"reason": reason, "message": message})
+
+
+def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+    return a_pod(phase="Pending", conditions=[condition])
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), reasons.UNSCHEDULABLE, "nvidia.com/gpu"),
+        (unscheduled('0/1: persistentvolumeclaim "models" not found'), reasons.CLAIM_NOT_FOUND, "'models'"),
+        (unscheduled("", "SchedulingGated"), reasons.UNSCHEDULABLE, "gates"),
+        (a_pod(containerStatuses=[waiting("ErrImagePull", "x")]), reasons.IMAGE_NOT_AVAILABLE, "registry/engine:1"),
+        (a_pod(containerStatuses=[waiting("ErrImageNeverPull")]), reasons.IMAGE_NOT_AVAILABLE, "may not be pulled"),
+        (a_pod(containerStatuses=[waiting("InvalidImageName")]), reasons.IMAGE_NOT_AVAILABLE, "engine"),
+        (a_pod(initContainerStatuses=[waiting("ErrImagePull", name="monitor")]), reasons.IMAGE_NOT_AVAILABLE, "monitor"),
+        (
+            a_pod(containerStatuses=[waiting("CreateContainerConfigError", 'secret "hf" not found')]),
+            reasons.SECRET_NOT_FOUND,
+            "'hf'",
+        ),
+        (a_pod(containerStatuses=[waiting("CreateContainerError", "no device")]), reasons.CONTAINER_NOT_CREATED, "no device"),
+        (
+            a_pod(initContainerStatuses=[waiting("CrashLoopBackOff", "back-off 10s", "monitor")]),
+            reasons.MONITOR_NOT_RUNNING,
+            "kubectl logs p -c monitor",
+        ),
+    ],
+)
+def test_a_pod_that_does_not_run_says_why_and_what_to_do(pod: dict[str, Any], reason: str, words: str) -> None:
+    problem = pod_problem(pod)
+    assert problem is not None
+    assert problem.reason == reason
+    assert words in problem.message
+
+
+def test_the_two_faces_of_a_missing_image_read_the_same() -> None:
+    first = pod_problem(a_pod(containerStatuses=[waiting("ErrImagePull", "rpc error: code 5")]))
+    second = pod_problem(a_pod(containerStatuses=[waiting("ImagePullBackOff", "Back-off pulling image, 3rd time")]))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        a_pod(phase="Pending"),
+        a_pod(phase="Pending", containerStatuses=[waiting("ContainerCreating")]),
+        a_pod(phase="Pending", containerStatuses=[waiting("PodInitializing")]),
+        a_pod(phase="Running", containerStatuses=[container(running={})]),
+        a_pod(phase="Failed", containerStatuses=[waiting("ErrImagePull")]),
+    ],
+)
+def test_a_pod_on_its_way_has_no_problem(pod: dict[str, Any]) -> None:
+    assert pod_problem(pod) is None
+
+
+def ended(**terminated: Any) -> dict[str, Any]:
+    return a_pod(phase="Failed", containerStatuses=[container(terminated=terminated)])
+
+
+LAST_WORDS = json.dumps(
+    {"class": "Signal", "message": "m", "role": "worker", "rank": 1, "incarnation": 2, "pid": 5, "exitCode": None, "signal": 9}
+)
+
+
+@pytest.mark.parametrize(
+    ("pod", "expected"),
+    [
+        (
+            ended(exitCode=137, message=LAST_WORDS),
+            {"class_": "Signal", "signal": 9, "role": "worker", "rank": 1, "exit_code": None},
+        ),
+        (ended(exitCode=137, reason="OOMKilled"), {"class_": "OutOfMemory", "signal": 9, "role": "launcher"}),
+        (ended(exitCode=139), {"class_": "Signal", "signal": 11}),
+        (ended(exitCode=1, message="not json"), {"class_": "ExitCode", "exit_code": 1, "message": "not json"}),
+        (ended(exitCode=78), {"class_": "InvalidConfig", "exit_code": 78}),
+        (ended(exitCode=1, message='{"class": 3}'), {"class_": "ExitCode", "exit_code": 1}),
+        (a_pod(phase="Failed", reason="Evicted", message="low on memory"), {"class_": "Evicted", "message": "low on memory"}),
+        (a_pod(phase="Failed"), {"class_": "Unknown"}),
+        (
+            a_pod(phase="Failed", containerStatuses=[container("helper", terminated={"exitCode": 3, "reason": "Error"})]),
+            {"class_": "ExitCode", "exit_code": 3, "role": "helper"},
+        ),
+    ],
+)
+def test_what_a_pod_died_of(pod: dict[str, Any], expected: dict[str, Any]) -> None:
+    failure = pod_failure(pod)
+    assert failure is not None
+    assert {key: getattr(failure, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running", "Succeeded"])
+def test_a_pod_that_lives_or_ended_in_order_died_of_nothing(phase: str) -> None:
+    assert pod_failure(a_pod(phase=phase, containerStatuses=[container(terminated={"exitCode": 0})])) is None

@@ -1,0 +1,261 @@
+"""What pods, services and rights look like: the promises of the design, read off the manifests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from enginehouse_operator import api, names, reasons
+from enginehouse_operator.wanted.metadata import Owner, covers, marked
+from enginehouse_operator.wanted.pods import Images, arguments, claims, pod
+from enginehouse_operator.wanted.rights import rights
+from enginehouse_operator.wanted.services import endpoint, services
+from enginehouse_operator.wanted.template import OWNED_FLAGS, REFUSED, merge
+
+REPLICA = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="replica-uid", namespace="n", engine="e")
+IMAGES = Images(engine="engine:1", monitor="operator:1", pull_policy="IfNotPresent")
+
+
+def engine_copy(uri: str = "file:///models/m", **changes: Any) -> api.EngineCopy:
+    return api.EngineCopy(model=api.Model(uri=uri), **changes)
+
+
+def rendered(copy: api.EngineCopy, ordinal: int = 0) -> dict[str, Any]:
+    return pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, images=IMAGES)
+
+
+def containers(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    spec = manifest["spec"]
+    return {found["name"]: found for found in spec["containers"] + spec["initContainers"]}
+
+
+def test_the_pod_passes_the_restricted_standard_and_is_never_restarted() -> None:
+    manifest = rendered(engine_copy())
+    spec = manifest["spec"]
+    assert spec["restartPolicy"] == "Never"
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(manifest).values():
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_monitor_is_a_native_sidecar_and_alone_holds_a_token() -> None:
+    manifest = rendered(engine_copy())
+    monitor, engine = containers(manifest)["monitor"], containers(manifest)["engine"]
+    assert monitor["restartPolicy"] == "Always"
+    assert manifest["spec"]["initContainers"] == [monitor]
+    assert manifest["spec"]["automountServiceAccountToken"] is False
+    assert "monitor-token" in {mount["name"] for mount in monitor["volumeMounts"]}
+    assert "monitor-token" not in {mount["name"] for mount in engine["volumeMounts"]}
+    assert manifest["spec"]["serviceAccountName"] == REPLICA.name
+    assert monitor["args"] == [
+        "--socket=/run/enginehouse/monitor.sock",
+        "--namespace=n",
+        "--replica=e-0-abc",
+        "--replica-uid=replica-uid",
+        "--member=e-0-abc-xyz",
+    ]
+
+
+def test_every_mount_has_a_volume_and_the_two_containers_share_the_sockets() -> None:
+    for uri in ("file:///m", "pvc://claim/path", "hf://a/b"):
+        manifest = rendered(engine_copy(uri, auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k"))))
+        volumes = {volume["name"] for volume in manifest["spec"]["volumes"]}
+        mounts = [mount["name"] for container in containers(manifest).values() for mount in container["volumeMounts"]]
+        assert set(mounts) == volumes
+        assert mounts.count("sockets") == 2
+
+
+def test_the_leader_is_born_in_service_and_a_worker_is_not() -> None:
+    assert rendered(engine_copy())["metadata"]["labels"][names.LABEL_SERVING] == "true"
+    assert names.LABEL_SERVING not in rendered(engine_copy(), ordinal=1)["metadata"]["labels"]
+
+
+def test_the_grace_period_covers_the_drain() -> None:
+    assert rendered(engine_copy(drain=api.Drain(timeout_seconds=100)))["spec"]["terminationGracePeriodSeconds"] == 115
+
+
+def test_a_gpu_is_asked_for_as_written() -> None:
+    resources = api.Resources(limits={"nvidia.com/gpu": 2, "memory": "8Gi"})
+    assert containers(rendered(engine_copy(resources=resources)))["engine"]["resources"] == {
+        "limits": {"nvidia.com/gpu": 2, "memory": "8Gi"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("copy", "flags"),
+    [
+        (engine_copy("pvc://claim/dir/m.gguf"), {"--model": "file:///var/lib/enginehouse/model/dir/m.gguf"}),
+        (engine_copy("pvc://claim"), {"--model": "file:///var/lib/enginehouse/model", "--served-model-name": "claim"}),
+        (engine_copy("hf://a/b"), {"--model": "hf://a/b", "--model-cache-dir": "/var/lib/enginehouse/cache"}),
+        (engine_copy(context=api.Context(min_length=7, max_length=9)), {"--min-context-length": "7", "--max-context-length": "9"}),
+        (engine_copy(parallelism=api.Parallelism(data=3)), {"--data-parallel": "3"}),
+        (
+            engine_copy(auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k"))),
+            {"--api-key-file": "/var/run/secrets/enginehouse/api-key/api-key"},
+        ),
+        (
+            engine_copy(),
+            {"--replica-uid": "u", "--host": "0.0.0.0", "--port": "8000", "--monitor-socket": "/run/enginehouse/monitor.sock"},
+        ),
+    ],
+)
+def test_the_launcher_is_told(copy: api.EngineCopy, flags: dict[str, str]) -> None:
+    given = dict(argument.split("=", 1) for argument in arguments(copy, replica_uid="u"))
+    assert flags.items() <= given.items()
+
+
+def test_users_can_not_overwrite_any_flag_that_the_operator_sets() -> None:
+    everything = api.EngineCopy(
+        model=api.Model(uri="hf://a/b", revision="r", served_name="s"),
+        context=api.Context(max_length=1),
+        auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k")),
+    )
+    assert {argument.split("=", 1)[0] for argument in arguments(everything, replica_uid="u")} == OWNED_FLAGS
+
+
+def test_claims_are_those_of_model_cache_and_template() -> None:
+    cached = msgspec.structs.replace(engine_copy("hf://a/b"), model=api.Model(uri="hf://a/b", cache=api.ModelCache(claim_name="c")))
+    template = {"spec": {"volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "t"}}, {"name": "y", "emptyDir": {}}]}}
+    assert claims(engine_copy("pvc://m/x")) == ("m",)
+    assert claims(msgspec.structs.replace(cached, template=template)) == ("c", "t")
+
+
+def test_an_overlay_is_merged_by_the_table() -> None:
+    template = {
+        "metadata": {"labels": {"team": "search"}, "annotations": {"a": "b"}},
+        "spec": {
+            "nodeSelector": {"gpu": "l40s"},
+            "securityContext": {"runAsUser": 7},
+            "volumes": [{"name": "models", "emptyDir": {}}],
+            "containers": [
+                {
+                    "name": "engine",
+                    "args": ["--dtype=float16"],
+                    "env": [{"name": "A", "value": "b"}],
+                    "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+                    "imagePullPolicy": "Never",
+                }
+            ],
+        },
+    }
+    manifest = rendered(engine_copy(template=template))
+    engine = containers(manifest)["engine"]
+    assert manifest["metadata"]["labels"]["team"] == "search"
+    assert manifest["metadata"]["labels"][names.LABEL_ENGINE] == "e"
+    assert manifest["spec"]["nodeSelector"] == {"gpu": "l40s"}
+    assert manifest["spec"]["securityContext"]["runAsUser"] == 7
+    assert manifest["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert engine["args"][-1] == "--dtype=float16"
+    assert {"name": "A", "value": "b"} in engine["env"]
+    assert {"name": "models", "mountPath": "/models"} in engine["volumeMounts"]
+    assert engine["imagePullPolicy"] == "Never"
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    first, *rest = path.split(".")
+    if first == "containers":
+        return {"spec": {"containers": [{"name": "engine", rest[0]: value}]}}
+    return {first: {rest[0]: value}}
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_a_key_that_the_operator_owns_is_refused_with_its_reason(path: str) -> None:
+    with pytest.raises(api.InvalidSpec) as refused:
+        rendered(engine_copy(template=nested(path, True)))
+    assert refused.value.reason == reasons.TEMPLATE_INVALID
+    assert REFUSED[path] in refused.value.message
+    assert refused.value.path.endswith(path.split(".")[-1])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"status": {}},
+        {"spec": {"unknownKey": 1}},
+        {"spec": []},
+        {"spec": {"volumes": {}}},
+        {"spec": {"volumes": [{"name": "sockets", "emptyDir": {}}]}},
+        {"spec": {"containers": [{"name": "monitor", "env": []}]}},
+        {"spec": {"containers": [{"name": "mine", "image": "x"}]}},
+        {"spec": {"containers": [{"name": "engine", "args": ["--port=1"]}]}},
+        {"spec": {"containers": [{"name": "engine", "args": ["--model", "x"]}]}},
+        {"spec": {"containers": [{"name": "engine", "args": [1]}]}},
+        {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "x", "mountPath": "/tmp/"}]}]}},
+        {"metadata": {"labels": {"enginehouse.dev/serving": "true"}}},
+        {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}},
+        {"metadata": {"name": "x"}},
+    ],
+    ids=str,
+)
+def test_an_overlay_that_breaks_the_pod_is_refused(template: dict[str, Any]) -> None:
+    with pytest.raises(api.InvalidSpec) as refused:
+        rendered(engine_copy(template=template))
+    assert refused.value.reason == reasons.TEMPLATE_INVALID
+
+
+def test_an_empty_overlay_changes_nothing_and_the_pod_itself_is_not_touched() -> None:
+    manifest = rendered(engine_copy())
+    assert merge(manifest, {}) == manifest
+    merge(manifest, {"spec": {"volumes": [{"name": "x"}]}})
+    assert "x" not in {volume["name"] for volume in manifest["spec"]["volumes"]}
+
+
+def test_the_serving_service_selects_leaders_in_service() -> None:
+    owner = Owner(kind=names.ENGINE_KIND, name="e", uid="u", namespace="n", engine="e")
+    members, serving = services(owner, api.Service(port=81, type="NodePort"))
+    assert members["spec"]["clusterIP"] == "None"
+    assert serving["spec"]["selector"] == {names.LABEL_ENGINE: "e", names.LABEL_SERVING: "true"}
+    assert serving["spec"]["selector"].items() <= rendered(engine_copy())["metadata"]["labels"].items()
+    assert (serving["spec"]["type"], serving["spec"]["ports"][0]["port"]) == ("NodePort", 81)
+    assert endpoint(owner, api.Service()) == "http://e.n.svc"
+    assert endpoint(owner, api.Service(port=81)) == "http://e.n.svc:81"
+
+
+def test_a_monitor_may_touch_its_own_replica_only() -> None:
+    account, role, binding = rights(REPLICA)
+    assert account["automountServiceAccountToken"] is False
+    assert {tuple(rule["resourceNames"]) for rule in role["rules"]} == {(REPLICA.name,)}
+    assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [
+        (["enginereplicas"], ["get", "list", "watch"]),
+        (["enginereplicas/status"], ["patch"]),
+    ]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": REPLICA.name, "namespace": "n"}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted", "covered"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ({"a": [{"x": 1, "y": 2}]}, {"a": [{"x": 1}]}, True),
+        ({"a": [1, 2]}, {"a": [1]}, False),
+        ({"a": "1"}, {"a": 1}, False),
+        ({}, {}, True),
+    ],
+)
+def test_covers(seen: Any, wanted: Any, covered: bool) -> None:
+    assert covers(seen, wanted) is covered
+
+
+def test_the_mark_shows_that_a_field_is_no_longer_wanted() -> None:
+    before = marked({"metadata": {"name": "x"}, "spec": {"a": 1, "b": 2}})
+    after = marked({"metadata": {"name": "x"}, "spec": {"a": 1}})
+    assert covers(before["spec"], after["spec"])
+    assert not covers(before, after)
+
+
+def test_names_fit_and_differ() -> None:
+    engine = "e" * 40
+    replica = names.replica_name(engine, engine_uid="u", index=999, epoch=1)
+    member = names.member_name(replica, replica_uid="r", ordinal=0)
+    assert len(replica) <= 54
+    assert len(member) <= 63
+    assert replica != names.replica_name(engine, engine_uid="another", index=999, epoch=1)
+    assert member != names.member_name(replica, replica_uid="another", ordinal=0)
