@@ -72,11 +72,13 @@ def _serve(registration: Registration, config_path: Path, *, rank: int, incarnat
     from enginehouse_engine import config as configuration
     from enginehouse_engine.core.engine_core import EngineCore
     from enginehouse_engine.core.loop import Loop
+    from enginehouse_engine.cores import spin_briefly
     from enginehouse_engine.executor.factory import create_executor
 
+    spin_briefly()
     config = configuration.load(config_path)
     registration.stage("load")
-    executor = create_executor(config)
+    executor = create_executor(config, rank=rank)
     try:
         registration.stage("profile")
         core = EngineCore(config, executor)

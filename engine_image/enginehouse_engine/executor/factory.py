@@ -9,8 +9,8 @@ from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.executor.contract import Executor
 
 
-def create_executor(config: EngineConfig) -> Executor:
-    """Load the model in the way ``config.executor`` asks for. Raises ConfigError when that way is not to be had."""
+def create_executor(config: EngineConfig, *, rank: int = 0) -> Executor:
+    """Load the model of one rank in the way ``config.executor`` asks for. Raises ConfigError when that way is not to be had."""
     workers = config.parallel.tensor * config.parallel.pipeline
     if config.executor == "Simulated":
         from enginehouse_engine.executor.simulated import SimulatedExecutor
@@ -24,7 +24,7 @@ def create_executor(config: EngineConfig) -> Executor:
             )
         from enginehouse_engine.executor.in_process import InProcessExecutor
 
-        return InProcessExecutor(config)
+        return InProcessExecutor(config, rank=rank)
     if config.executor == "Multiprocess":
         raise ConfigError(
             "executor Multiprocess is not part of this version: use executor InProcess with tensor and pipeline 1, and "

@@ -49,6 +49,11 @@ def is_gguf(path: Path) -> bool:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """All metadata of the file: numbers, booleans, strings and lists of them. Raises GgufError, or OSError."""
+    return read_metadata_and_end(path)[0]
+
+
+def read_metadata_and_end(path: Path) -> tuple[dict[str, Any], int]:
+    """The metadata, and the byte after it, where the directory of tensors begins. Raises GgufError, or OSError."""
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise GgufError(f"{path} does not start with the bytes GGUF: it is no GGUF file")
@@ -59,7 +64,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 raise GgufError(f"the metadata of {path} ({len(data)} bytes) cannot be read: {error}") from error
 
 
-def _read(data: mmap.mmap) -> dict[str, Any]:
+def _read(data: mmap.mmap) -> tuple[dict[str, Any], int]:
     (version,) = _TYPE.unpack_from(data, 4)
     if version not in (2, 3):
         raise GgufError(f"wanted GGUF version 2 or 3, found {version}")
@@ -70,7 +75,7 @@ def _read(data: mmap.mmap) -> dict[str, Any]:
         key, position = _string(data, position)
         (kind,) = _TYPE.unpack_from(data, position)
         metadata[key], position = _value(data, position + 4, kind)
-    return metadata
+    return metadata, position
 
 
 def _value(data: mmap.mmap, position: int, kind: int) -> tuple[Any, int]:

@@ -1,0 +1,1 @@
+"""The decoder family: configuration, weights, forward pass over a paged KV cache, sampler."""

@@ -1,0 +1,155 @@
+"""Weights from a GGUF file: the tensor directory, dequantizing, and the way back to Hugging Face names and order.
+
+Invariant: what :class:`GgufWeights` reads equals what the model had before it was converted, up to quantization.
+The ``gguf`` package dequantizes; its reader is not used because it spends seconds on the vocabulary (``text/gguf_metadata.py``).
+Format: ggml ``docs/gguf.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from enginehouse_engine.config import ConfigError
+from enginehouse_engine.model.model_config import from_gguf
+from enginehouse_engine.text.gguf_metadata import GgufError, read_metadata_and_end
+
+_OUTSIDE_LAYERS: Final = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_IN_LAYER: Final = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_FREQUENCY_DIVISORS: Final = "rope_freqs.weight"
+_MOST_DIMENSIONS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    """Rows first."""
+    kind: gguf.GGMLQuantizationType
+    start: int
+    end: int
+    """Bytes of the file."""
+
+
+class GgufWeights:
+    """One mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            metadata, end = read_metadata_and_end(path)
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._tensors = _read_directory(mapped, end, int(metadata.get("general.alignment", 32)))
+        except (OSError, GgufError, struct.error, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as a GGUF file: {error}: download the model again") from error
+        self._path = path
+        self._data = np.frombuffer(mapped, np.uint8)
+        divisors: tuple[float, ...] = ()
+        if _FREQUENCY_DIVISORS in self._tensors:
+            divisors = tuple(self._dequantize(_FREQUENCY_DIVISORS).tolist())
+        if "token_embd.weight" not in self._tensors:
+            raise ConfigError(f"tensor token_embd.weight is not in {path}: it is no language model, or a part of one")
+        self.config = from_gguf(
+            metadata,
+            vocabulary_size=self._tensors["token_embd.weight"].shape[0],
+            tied_embeddings="output.weight" not in self._tensors,
+            frequency_divisors=divisors,
+        )
+
+    def has(self, name: str) -> bool:
+        return _gguf_name(name) in self._tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        stored = _gguf_name(name)
+        if stored not in self._tensors:
+            raise ConfigError(f"tensor {stored} is not in {self._path}: the file does not hold the model its metadata describes")
+        array = self._dequantize(stored)
+        if self.config.architecture == "llama":
+            if ".attn_q." in stored:
+                array = _undo_interleaving(array, self.config.heads)
+            elif ".attn_k." in stored:
+                array = _undo_interleaving(array, self.config.kv_heads)
+        # A float32 tensor is a view of the read-only mapping, which torch must not see.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+    def _dequantize(self, stored: str) -> NDArray[Any]:
+        tensor = self._tensors[stored]
+        raw = self._data[tensor.start : tensor.end]
+        match tensor.kind:
+            case gguf.GGMLQuantizationType.F32:
+                return raw.view(np.float32).reshape(tensor.shape)
+            case gguf.GGMLQuantizationType.F16:
+                return raw.view(np.float16).reshape(tensor.shape)
+        rows = math.prod(tensor.shape[:-1])
+        try:
+            return gguf.dequantize(raw.reshape(rows, -1), tensor.kind).reshape(tensor.shape)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"tensor {stored} of {self._path} has type {tensor.kind.name}, which cannot be dequantized"
+            ) from error
+
+
+def _gguf_name(name: str) -> str:
+    if known := _OUTSIDE_LAYERS.get(name):
+        return known
+    _, _, layer, rest = name.split(".", 3)
+    module, _, suffix = rest.rpartition(".")
+    return f"blk.{layer}.{_IN_LAYER[module]}.{suffix}"
+
+
+def _undo_interleaving(array: NDArray[Any], heads: int) -> NDArray[Any]:
+    """llama.cpp pairs neighbouring dimensions of a head for rotation; Hugging Face pairs the two halves."""
+    rows = array.shape[0] // heads
+    return array.reshape(heads, rows // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def _read_directory(data: mmap.mmap, position: int, alignment: int) -> dict[str, _Tensor]:
+    (count,) = struct.unpack_from("<Q", data, 8)
+    found: list[tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]] = []
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", data, position)
+        name = data[position + 8 : position + 8 + length].decode()
+        position += 8 + length
+        (dimensions,) = struct.unpack_from("<I", data, position)
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+            raise GgufError(f"tensor {name!r} has {dimensions} dimensions")
+        shape = struct.unpack_from(f"<{dimensions}Q", data, position + 4)
+        kind, offset = struct.unpack_from("<IQ", data, position + 4 + 8 * dimensions)
+        position += 16 + 8 * dimensions
+        found.append((name, shape[::-1], gguf.GGMLQuantizationType(kind), offset))
+    first = -(-position // alignment) * alignment
+    tensors = {}
+    for name, shape, quantization, offset in found:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+        if shape[-1] % block:
+            raise GgufError(f"tensor {name!r} has rows of {shape[-1]} elements, no multiple of its block of {block}")
+        start = first + offset
+        end = start + math.prod(shape) // block * block_bytes
+        if end > len(data):
+            raise GgufError(f"tensor {name!r} ends at byte {end} of a file of {len(data)} bytes")
+        tensors[name] = _Tensor(shape, quantization, start, end)
+    return tensors

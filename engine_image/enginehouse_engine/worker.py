@@ -1,0 +1,215 @@
+"""What runs on one accelerator: loads the model, measures what it needs, holds the KV cache, computes steps.
+
+Invariant: memory in use never exceeds the rank's budget: everything but the KV cache is measured at its peak before the cache is
+sized. Does not schedule and does not know requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from enginehouse_engine.config import ConfigError, EngineConfig
+from enginehouse_engine.core.context_fit import kv_block_bytes
+from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
+from enginehouse_engine.cores import usable_cores
+from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.model.attention import PagedAttention
+from enginehouse_engine.model.decoder import Decoder
+from enginehouse_engine.model.sampler import sample
+from enginehouse_engine.model.weights import open_weights
+
+logger = logging.getLogger("enginehouse.worker")
+
+_GATHER_TOKENS: Final = 16 * 1024
+"""Context gathered in one go: enough for a batch of ordinary requests, small enough for the processor's cache."""
+_PROFILE_DEPTH: Final = 1
+"""Layers computed by the profile run: all have the same shape and free what they took."""
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Worker:
+    """One model on one device."""
+
+    def __init__(self, config: EngineConfig, *, rank: int) -> None:
+        self._config = config
+        self._device = _device_of(rank)
+        # What interpreter and libraries take is not part of the budget: the launcher has set it aside.
+        self._resident_before = _resident_bytes("VmRSS") if self._device.type == "cpu" else 0
+        threads = max(1, usable_cores() // config.parallel.data)
+        torch.set_num_threads(threads)
+        self._dtype = choose_dtype(config.dtype, self._device)
+        with torch.inference_mode():
+            self._decoder = Decoder(open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads)
+        self.model = self._decoder.config
+        self._block_bytes = kv_block_bytes(
+            layers=self.model.layers,
+            kv_heads=self.model.kv_heads,
+            head_dim=self.model.head_dim,
+            block_size=config.block_size,
+            element_bytes=self._dtype.itemsize,
+        )
+        self._attention: PagedAttention | None = None
+        logger.info("model %s in %s on %s, %d threads", self.model.architecture, self._dtype, self._device, threads)
+
+    def profile(self) -> WorkerProfile:
+        """Run the largest steps there can be and measure their peak; the cache they used is gone again afterwards."""
+        measured = self._measure()
+        available = self._budget_bytes() - measured
+        logger.info("weights and activations need %d bytes at most, %d are left for the KV cache", measured, max(available, 0))
+        return WorkerProfile(
+            available_bytes=available,
+            block_bytes=self._block_bytes,
+            model_max_length=self.model.max_length,
+            vocabulary_size=self.model.vocabulary_size,
+            end_token_ids=self.model.end_token_ids,
+        )
+
+    def initialize_kv_cache(self, total_blocks: int) -> None:
+        self._attention = None
+        self._attention = self._allocate(total_blocks)
+
+    @torch.inference_mode()
+    def execute_model(self, step: StepInput) -> StepOutput:
+        """Compute one step. Raises ExecutorFailure before the cache is there."""
+        if self._attention is None:
+            raise ExecutorFailure("execute_model was called before initialize_kv_cache")
+        return self._compute(step, self._attention)
+
+    def shutdown(self) -> None:
+        self._attention = None
+
+    def _compute(self, step: StepInput, attention: PagedAttention, depth: int | None = None) -> StepOutput:
+        geometry = attention.geometry(step)
+        tokens = torch.from_numpy(step.tokens).to(self._device)
+        last_rows = np.cumsum(step.query_lengths)[: step.choosing] - 1
+        logits = self._decoder.forward(
+            tokens, geometry, attention, torch.from_numpy(last_rows.astype(np.int64)).to(self._device), depth=depth
+        )
+        return sample(logits, step.sampling)
+
+    def _allocate(self, total_blocks: int) -> PagedAttention:
+        return PagedAttention(
+            self.model,
+            block_size=self._config.block_size,
+            total_blocks=total_blocks,
+            gather_tokens=max(_GATHER_TOKENS, self._longest_context()),
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _longest_context(self) -> int:
+        """No sequence can be longer: by the model, the configuration, or a budget that held nothing but its cache."""
+        in_memory = self._budget_bytes() // self._block_bytes * self._config.block_size
+        return max(1, min(self.model.max_length, self._config.max_context_length or self.model.max_length, in_memory))
+
+    def _budget_bytes(self) -> int:
+        """On a device, the share of its memory; on the CPU what the launcher has worked out."""
+        if self._device.type == "cpu":
+            return self._config.memory_budget_bytes
+        _, total = torch.cuda.mem_get_info(self._device)
+        return total * self._config.memory_utilization_percent // 100
+
+    @torch.inference_mode()
+    def _measure(self) -> int:
+        """Bytes at the peak of the two largest steps, in a cache that consists of the reserved block."""
+        config = self._config
+        attention = self._allocate(1)
+        attention.touch()
+        _reset_peak(self._device)
+        longest = self._longest_context()
+        prompt = min(config.max_step_tokens, longest)
+        self._compute(_dummy_step(config, [prompt], [longest], choosing=1), attention, _PROFILE_DEPTH)
+        batch = config.max_batch
+        lengths = [min(longest, max(1, _GATHER_TOKENS // batch))] * batch
+        self._compute(_dummy_step(config, [1] * batch, lengths, choosing=batch), attention, _PROFILE_DEPTH)
+        return _peak_bytes(self._device) - self._resident_before
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` = bfloat16 where the hardware computes in it, else float32. Raises ConfigError."""
+    if name != "auto":
+        if name not in _DTYPES:
+            raise ConfigError(f"dtype is auto, {', '.join(_DTYPES)}; found {name!r}")
+        if name == "float16" and device.type == "cpu":
+            raise ConfigError("dtype float16 needs an accelerator: use auto, bfloat16 or float32 on a CPU")
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32
+
+
+def _device_of(rank: int) -> torch.device:
+    """The accelerator of a rank, or the CPU where there is none. Raises ConfigError."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return torch.device("cpu")
+    if rank >= count:
+        raise ConfigError(f"rank {rank} needs an accelerator of its own, this container has {count}: lower parallelism.data")
+    return torch.device("cuda", rank)
+
+
+def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, choosing: int) -> StepInput:
+    """A step of that size with everything a sampler can be asked for, on the reserved block alone."""
+    width = -(-max(lengths) // config.block_size)
+    rows = np.arange(choosing, dtype=np.int32)
+
+    def constant(value: float) -> np.typing.NDArray[np.float32]:
+        return np.full(choosing, value, np.float32)
+
+    sampling = SamplingInput(
+        temperature=constant(1),
+        top_k=np.zeros(choosing, np.int32),
+        top_p=np.where(rows % 2, 0.9, 1.0).astype(np.float32),
+        min_p=constant(0.05),
+        uniform=np.full(choosing, 0.5),
+        presence_penalty=constant(0.1),
+        frequency_penalty=constant(0.1),
+        repetition_penalty=constant(1.1),
+        history_rows=rows,
+        history_tokens=np.zeros(choosing, np.int32),
+        history_generated=np.ones(choosing, np.bool_),
+        bias_rows=rows,
+        bias_tokens=np.zeros(choosing, np.int32),
+        bias_values=constant(1),
+        logprobs=20,
+    )
+    return StepInput(
+        tokens=np.zeros(sum(new), np.int32),
+        query_lengths=np.array(new, np.int32),
+        context_lengths=np.array(lengths, np.int32),
+        block_tables=np.full((len(new), width), RESERVED_BLOCK, np.int32),
+        choosing=choosing,
+        sampling=sampling,
+    )
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        # The peak then includes loading: more than needed, never less.
+        logger.info("peak memory cannot be reset: %s", error)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Of this process: resident memory on a CPU; on an accelerator what torch holds at most and what others and the driver hold."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        outside = total - free - torch.cuda.memory_reserved(device)
+        return outside + torch.cuda.max_memory_reserved(device)
+    return _resident_bytes("VmHWM")
+
+
+def _resident_bytes(field: str) -> int:
+    """``VmRSS`` = now, ``VmHWM`` = at the peak (proc(5))."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
