@@ -62,8 +62,7 @@ class Generation:
         unfinished = [index for index, choice in enumerate(self._choices) if not choice.finished]
         self._front_end.abort(self._answer.request_ids[index] for index in unfinished)
         if unfinished:
-            self._metrics.answers.labels("abort" if self._client_gone else "error").inc(len(unfinished))
-        self._metrics.generation_tokens.inc(sum(choice.completion_tokens for choice in self._choices))
+            self._metrics.answers["abort" if self._client_gone else "error"].inc(len(unfinished))
         self._metrics.whole.observe(time.monotonic() - self._arrival)
 
     def watch(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
@@ -105,7 +104,7 @@ class Generation:
         choice = self._choices[index]
         delta = choice.feed(output)
         if delta.finish_reason is not None:
-            self._metrics.answers.labels(delta.finish_reason).inc()
+            self._metrics.answers[delta.finish_reason].inc()
             if output.finish_reason is None:
                 self._front_end.abort((self._answer.request_ids[index],))
         return delta
@@ -113,6 +112,7 @@ class Generation:
     def _measure(self, index: int, tokens: int, now: float) -> None:
         if not tokens:
             return
+        self._metrics.generation_tokens.inc(tokens)
         last = self._last_token[index]
         if last is None:
             self._metrics.first_token.observe(now - self._arrival)

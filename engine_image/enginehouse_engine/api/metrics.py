@@ -1,16 +1,16 @@
 """What ``/metrics`` says: one registry for each API server process.
 
-Invariant: names and meanings are listed in ``docs/reference/metrics.md`` (a test compares), known series exist from the start, and
+Invariant: names and meanings are listed in ``docs/reference/engine-metrics.md`` (a test compares), known series exist from the start, and
 no label can take unboundedly many values. Figures of the cores come with their outputs and are only passed on here.
 Does not measure: ``generation.py`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -32,43 +32,48 @@ GATEWAY_NAMES: Final = {
 
 
 class Metrics:
-    """Counters and histograms to observe, and the text of a scrape."""
+    """Counters and histograms to observe, and the text of a scrape.
 
-    def __init__(self, ranks: Ranks) -> None:
+    What this process counts carries its index as label ``api_server``: several of them answer on one port, and a scrape reaches
+    any one.
+    """
+
+    def __init__(self, ranks: Ranks, *, api_server: int) -> None:
+        # A second series for each counter and bucket that no scraper of the text format reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self.answers = Counter("enginehouse_requests", "Answers that ended, by reason", ["finish_reason"], registry=self._registry)
-        for reason in FINISH_REASONS:
-            self.answers.labels(reason)
-        self.prompt_tokens = Counter(
-            "enginehouse_prompt_tokens", "Tokens of prompts handed to engine cores", registry=self._registry
+        self._server = str(api_server)
+        answers = self._counter("enginehouse_requests", "Answers that ended, by reason", "finish_reason")
+        self.answers = {reason: answers.labels(self._server, reason) for reason in FINISH_REASONS}
+        self.prompt_tokens = self._counter("enginehouse_prompt_tokens", "Tokens of prompts given to engine cores").labels(
+            self._server
         )
-        self.generation_tokens = Counter("enginehouse_generation_tokens", "Tokens generated", registry=self._registry)
-        self.first_token = Histogram(
-            "enginehouse_time_to_first_token_seconds",
-            "From the arrival of a request to its first token",
-            buckets=_FIRST_TOKEN,
-            registry=self._registry,
+        self.generation_tokens = self._counter("enginehouse_generation_tokens", "Tokens generated").labels(self._server)
+        self.first_token = self._histogram(
+            "enginehouse_time_to_first_token_seconds", "From the arrival of a request to an answer's first token", _FIRST_TOKEN
         )
-        self.between_tokens = Histogram(
-            "enginehouse_inter_token_latency_seconds",
-            "Between a token of an answer and the one before",
-            buckets=_BETWEEN_TOKENS,
-            registry=self._registry,
+        self.between_tokens = self._histogram(
+            "enginehouse_inter_token_latency_seconds", "Between a token of an answer and the one before", _BETWEEN_TOKENS
         )
-        self.whole = Histogram(
-            "enginehouse_request_duration_seconds",
-            "From the arrival of a request to the end of its last answer",
-            buckets=_WHOLE,
-            registry=self._registry,
+        self.whole = self._histogram(
+            "enginehouse_request_duration_seconds", "From the arrival of a request to the end of its last answer", _WHOLE
         )
-        self.responses = Counter(
-            "enginehouse_http_responses", "HTTP responses by path and status", ["path", "status"], registry=self._registry
-        )
+        self._responses = self._counter("enginehouse_http_responses", "HTTP responses by path and status", "path", "status")
         self._registry.register(_RankFigures(ranks))
+
+    def responded(self, path: str, status: int) -> None:
+        """Count a response; ``path`` is a known one or ``other``."""
+        self._responses.labels(self._server, path, str(status)).inc()
 
     def scrape(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, ["api_server", *labels], registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, ["api_server"], buckets=buckets, registry=self._registry).labels(self._server)
 
 
 class _RankFigures(Collector):

@@ -75,7 +75,7 @@ class _Envelope:
                 headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 if self._service.draining:
                     headers.append((b"connection", b"close"))
-                self._service.metrics.responses.labels(path, str(message["status"])).inc()
+                self._service.metrics.responded(path, message["status"])
             await send(message)
 
         await self._app(scope, receive, send_enveloped)

@@ -76,7 +76,7 @@ class _Serving:
         self._service = Service(
             model_name=self._config.served_model_name,
             front_end=front_end,
-            metrics=Metrics(front_end.ranks),
+            metrics=Metrics(front_end.ranks, api_server=self._index),
             api_key=_api_key(self._config.api_key_file),
         )
         server = _Server(

@@ -1,0 +1,108 @@
+"""An answer grows the same way however its tokens arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse_engine.api.choices import Choice
+from enginehouse_engine.api.endpoints import ChatCompletions, Completions
+from enginehouse_engine.api.ranks import Ranks
+from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, Message
+from enginehouse_engine.api.service import LONG_TEXT_CHARACTERS, ModelText, Service
+from enginehouse_engine.config import ParallelConfig
+from enginehouse_engine.protocol import RequestOutput, StepStats, TokenLogprobs
+from enginehouse_engine.text.chat_template import ChatTemplate
+from enginehouse_engine.text.tokenizer import byte_tokenizer
+
+from .conftest import engine_config, hello
+
+TOKENIZER = byte_tokenizer()
+
+
+@given(
+    text=st.text("ab#é", max_size=20),
+    stops=st.lists(st.text("ab#é", min_size=1, max_size=3), max_size=2),
+    sizes=st.lists(st.integers(1, 5), min_size=30, max_size=30),
+    reason=st.sampled_from(["stop", "length"]),
+)
+def test_text_and_log_probabilities_belong_together(text: str, stops: list[str], sizes: list[int], reason: str) -> None:
+    tokens = [*text.encode(), *([256] if reason == "stop" else [])]
+    choice = Choice(TOKENIZER, stops, continues=True)
+    shown, scored, ends = "", [], []
+    while tokens and not choice.finished:
+        size = sizes.pop()
+        step, tokens = tokens[:size], tokens[size:]
+        last = not tokens
+        output = RequestOutput(
+            "r",
+            tuple(step),
+            reason if last else None,
+            stop_token=256 if last and reason == "stop" else None,
+            logprobs=tuple(TokenLogprobs(token, -1.0) for token in step),
+        )
+        delta = choice.feed(output)
+        shown += delta.text
+        scored += delta.scored
+        ends += [delta.finish_reason] if delta.finish_reason else []
+    cut = min(((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text), default=(0, len(text)))[1]
+    assert shown == text[:cut]
+    if not text and reason == "length":
+        return
+    assert ends == ["stop" if cut < len(text) else reason]
+    assert bytes(token.logprobs.token for token in scored) == shown.encode()
+    assert [token.offset for token in scored] == sorted(token.offset for token in scored)
+    assert all(0 <= token.offset <= len(shown) for token in scored)
+
+
+def test_the_context_limit_only_falls_and_the_least_loaded_rank_is_next() -> None:
+    config = engine_config(parallel=ParallelConfig(data=3))
+    ranks = Ranks(config)
+    assert ranks.max_context_length is None
+    assert ranks.least_loaded() is None
+    for rank, limit in enumerate((90, 50, 70)):
+        ranks.admit(f"{rank}-1".encode(), hello(config, rank=rank, max_context_length=limit))
+    assert ranks.max_context_length == 50
+    by_rank = {rank.hello.rank: rank for rank in ranks}
+    assert [chosen.hello.rank for _ in range(6) if (chosen := ranks.least_loaded())] == [0, 1, 2, 0, 1, 2]
+    by_rank[0].in_flight.update("ab")
+    by_rank[1].stats = StepStats(running=1, waiting=2)
+    assert [chosen.hello.rank for _ in range(2) if (chosen := ranks.least_loaded())] == [2, 2]
+    ranks.remove(by_rank[1])
+    assert ranks.missing() == [1]
+    assert ranks.max_context_length == 50
+
+
+class _Recording:
+    """A tokenizer that notes in which thread it works."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TOKENIZER, name)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.threads.append(threading.current_thread().name)
+        return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+
+
+@pytest.mark.parametrize("characters", [10, LONG_TEXT_CHARACTERS])
+def test_a_long_text_is_tokenized_beside_the_event_loop(characters: int) -> None:
+    tokenizer: Any = _Recording()
+    service = Service(model_name="m", front_end=None, metrics=None)  # type: ignore[arg-type]
+    text = ModelText(tokenizer, ChatTemplate("{{ messages[0].content }}", special_tokens={}))
+
+    async def plan() -> None:
+        await Completions(service).plan(CompletionRequest(model="m", prompt="x" * characters), text, limit=1 << 20)
+        chat = ChatRequest(model="m", messages=[Message("user", "x" * characters)])
+        await ChatCompletions(service).plan(chat, text, limit=1 << 20)
+
+    asyncio.run(plan())
+    own = threading.current_thread().name
+    assert [name == own for name in tokenizer.threads] == [characters < LONG_TEXT_CHARACTERS] * 2
