@@ -126,7 +126,8 @@ class Service(_Part, frozen=True, kw_only=True):
 class EngineCopy(_Part, frozen=True, kw_only=True):
     """What a running replica is made from: ``EngineReplica.spec.engine``. A change of any field replaces the replica."""
 
-    model: Model
+    model: Model | None = None
+    """Absent only with executor Simulated."""
     executor: Executor = "InProcess"
     parallelism: Parallelism = Parallelism()
     api_servers: int = 1
@@ -192,7 +193,10 @@ def revision(copy: EngineCopy) -> str:
 def parse_engine(spec: Mapping[str, Any]) -> EngineSpec:
     """Read ``InferenceEngine.spec``. Raises InvalidSpec, with the first thing that is wrong."""
     parsed = _convert(spec, EngineSpec)
-    _check_model(parsed.model)
+    if parsed.model is not None:
+        _check_model(parsed.model)
+    elif parsed.executor != "Simulated":
+        raise InvalidSpec(reasons.INVALID_SPEC, "must be given unless executor is Simulated", "spec.model")
     _check_parallelism(parsed)
     context = parsed.context
     if context.max_length is not None and context.min_length > context.max_length:

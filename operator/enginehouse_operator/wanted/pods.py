@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from enginehouse_operator import names
-from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, model_source, revision
+from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, Model, model_source, revision
 
 from .metadata import Owner, metadata
 from .template import merge
@@ -92,7 +92,7 @@ _RESTRICTED: Final = {
 def _engine(owner: Owner, copy: EngineCopy, mounts: list[dict[str, Any]], images: Images) -> dict[str, Any]:
     # A user id that no passwd file knows has / as its home, which is read-only here.
     environment: list[dict[str, Any]] = [{"name": "HOME", "value": "/tmp"}]
-    if copy.model.token_secret_ref is not None:
+    if copy.model is not None and copy.model.token_secret_ref is not None:
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _key(copy.model.token_secret_ref)}})
     container: dict[str, Any] = {
         "name": names.ENGINE_CONTAINER,
@@ -119,15 +119,9 @@ def _engine(owner: Owner, copy: EngineCopy, mounts: list[dict[str, Any]], images
 
 def arguments(copy: EngineCopy, *, replica_uid: str) -> list[str]:
     """The launcher's flags. Those that equal their default are left out."""
-    source, shape = model_source(copy.model.uri), copy.parallelism
-    uri = f"file://{MODEL_DIR}/{source.path}".rstrip("/") if isinstance(source, ClaimModel) else copy.model.uri
-    served = copy.model.served_name
-    if served is None and isinstance(source, ClaimModel) and not source.path:
-        served = source.claim
+    shape = copy.parallelism
     flags: list[tuple[str, str | int | None]] = [
-        ("--model", uri),
-        ("--revision", copy.model.revision),
-        ("--served-model-name", served),
+        *_model_flags(copy.model),
         ("--executor", copy.executor),
         ("--data-parallel", shape.data),
         ("--tensor-parallel", shape.tensor),
@@ -141,11 +135,26 @@ def arguments(copy: EngineCopy, *, replica_uid: str) -> list[str]:
         ("--startup-timeout-seconds", copy.startup.timeout_seconds),
         ("--drain-timeout-seconds", copy.drain.timeout_seconds),
         ("--api-key-file", f"{API_KEY_DIR}/api-key" if copy.auth is not None else None),
-        ("--model-cache-dir", CACHE_DIR if isinstance(source, HubModel) else None),
         ("--monitor-socket", f"{SOCKET_DIR}/monitor.sock"),
         ("--replica-uid", replica_uid),
     ]
     return [f"{flag}={value}" for flag, value in flags if value is not None]
+
+
+def _model_flags(model: Model | None) -> list[tuple[str, str | int | None]]:
+    if model is None:
+        return []
+    source = model_source(model.uri)
+    uri = f"file://{MODEL_DIR}/{source.path}".rstrip("/") if isinstance(source, ClaimModel) else model.uri
+    served = model.served_name
+    if served is None and isinstance(source, ClaimModel) and not source.path:
+        served = source.claim
+    return [
+        ("--model", uri),
+        ("--revision", model.revision),
+        ("--served-model-name", served),
+        ("--model-cache-dir", CACHE_DIR if isinstance(source, HubModel) else None),
+    ]
 
 
 def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
@@ -177,7 +186,6 @@ def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
 
 def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The pod's volumes, and the engine container's mounts."""
-    source = model_source(copy.model.uri)
     token = {
         "defaultMode": 0o440,
         "sources": [
@@ -196,10 +204,11 @@ def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any
         {"name": "shared-memory", "mountPath": "/dev/shm"},
         {"name": "scratch", "mountPath": "/tmp"},
     ]
+    source = None if copy.model is None else model_source(copy.model.uri)
     if isinstance(source, ClaimModel):
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}})
         mounts.append({"name": "model", "mountPath": MODEL_DIR, "readOnly": True})
-    if isinstance(source, HubModel):
+    if copy.model is not None and isinstance(source, HubModel):
         cache = copy.model.cache
         where = {"emptyDir": {}} if cache is None else {"persistentVolumeClaim": {"claimName": cache.claim_name}}
         volumes.append({"name": "model-cache", **where})
