@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import kopf
 
@@ -50,6 +51,7 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
             registry=handlers.registry(queue.add),
             settings=handlers.settings(),
             standalone=True,
+            identity=cast(Any, flags.identity),  # else kopf asks the passwd file, where a container's user is not
             clusterwide=flags.namespace is None,
             namespaces=[flags.namespace] if flags.namespace else [],
         )
