@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from enginehouse_engine import config as configuration
 from enginehouse_engine import registration
@@ -36,6 +37,9 @@ logger = logging.getLogger("enginehouse.launcher")
 
 _MODEL_FETCH = Process(role=MODEL_FETCH, rank=None, index=0, incarnation=1)
 
+_LONGEST_PARENT_BYTES: Final = 40
+"""Leaves 67 bytes for this folder's name and for the sockets in it; the longest take 51."""
+
 CommandLine = Callable[[Process, RunFiles], list[str]]
 
 
@@ -47,12 +51,18 @@ def launch(options: Options, *, command_line: CommandLine = command_lines.comman
         listener = http_listener.bind(options.host, options.port)
     except http_listener.BindError as error:
         return end(error.cause)
-    run_directory = Path(tempfile.mkdtemp(prefix="enginehouse-"))
+    run_directory = make_run_directory()
     try:
         launcher = Launcher(options, listener=listener, run_directory=run_directory, command_line=command_line, started=started)
         return end(launcher.run())
     finally:
         shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def make_run_directory() -> Path:
+    """A fresh folder, open to this user alone, for sockets and configuration. The path of a UNIX socket has at most 107 bytes."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="enginehouse-", dir=usual if len(os.fsencode(usual)) <= _LONGEST_PARENT_BYTES else "/tmp"))
 
 
 def end(cause: Cause | None) -> int:

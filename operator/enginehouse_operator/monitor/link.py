@@ -151,6 +151,10 @@ class LauncherLink:
                 self._keep(_identity(message), _number(message, "pid"), descriptors, wanted=2)
             case "exited":
                 identity = _identity(message)
+                pipe = self._pipes.get(identity)
+                if pipe is not None and pipe.watched and _has_hung_up(pipe.read_end):
+                    # Both came while this process slept: the pipe closed first.
+                    self._hung_up(identity, pipe)
                 self._listener.exited(identity, message)
                 self._drop(identity)
             case "state":
@@ -173,9 +177,10 @@ class LauncherLink:
     def _hung_up(self, identity: Identity | None, pipe: _Pipe) -> None:
         self._poller.forget(pipe.read_end)
         pipe.watched = False
-        # What the launcher said before it died comes first.
-        self._read()
-        self._listener.pipe_closed(identity, pid=pipe.pid, bye=_bytes_waiting(pipe.read_end) > 0)
+        bye = _bytes_waiting(pipe.read_end) > 0
+        if identity is None:
+            self._read()  # What the launcher said before it died comes first.
+        self._listener.pipe_closed(identity, pid=pipe.pid, bye=bye)
 
     def _drop(self, identity: Identity | None) -> None:
         pipe = self._pipes.pop(identity, None)
@@ -232,6 +237,12 @@ def _number(message: dict[str, Any], key: str) -> int:
 
 def _is_rank(rank: Any) -> bool:
     return isinstance(rank, dict) and isinstance(rank.get("rank"), int)
+
+
+def _has_hung_up(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, 0)
+    return bool(poller.poll(0))
 
 
 def _bytes_waiting(descriptor: int) -> int:

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from enginehouse_engine.launcher.launch import make_run_directory
 
 DEADLINE_SECONDS = 30.0
 FOLDER = Path(__file__).parent
@@ -29,8 +33,7 @@ class Launched:
 
     def __init__(self, folder: Path, behaviours: dict[str, str], *flags: str) -> None:
         self.log = folder / f"launcher-{len(list(folder.iterdir()))}.log"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix="test-"))  # short, as a socket's path has to be
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(self.temporary)}
         command = [
             sys.executable,
@@ -86,6 +89,7 @@ def launched(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     for one in started:
         one.process.kill()
         one.process.communicate()
+        shutil.rmtree(one.temporary)
 
 
 @contextlib.contextmanager
@@ -104,6 +108,16 @@ def test_it_serves_says_so_and_ends_in_order(launched: Any) -> None:
     assert one.wait() == 0
     assert re.findall(r"stand-in pid \d+ got (\w+)", one.text()) == ["drain", "stop", "stop"]
     assert list(one.temporary.iterdir()) == [], "sockets and configuration are removed"
+
+
+def test_a_long_path_for_temporary_files_does_not_break_the_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    made = make_run_directory()
+    assert len(bytes(made / "launcher.sock")) < 107 - 40
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.rmdir()
 
 
 def test_addresses_reach_the_core_as_the_protocol_says(launched: Any) -> None:

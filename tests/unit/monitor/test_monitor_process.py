@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def test_a_death_is_in_the_row_with_the_time_its_pipe_closed(api: Any, monitor: 
         "message": "killed",
         "detectedBy": "Pipe",
     }
+
+
+@pytest.mark.parametrize("order", ["pipe first", "word first"])
+def test_a_death_that_is_told_in_both_ways_at_once_is_one_failure(api: Any, monitor: Any, order: str) -> None:
+    one = monitor()
+    launcher = one.launcher()
+    launcher.hear()
+    write_end = launcher.process()
+    launcher.state("Serving")
+    api.wait_for(lambda a: a.row()["state"] == "Serving")
+    one.process.send_signal(signal.SIGSTOP)
+    if order == "pipe first":
+        os.close(write_end)
+    launcher.state("Failed")
+    launcher.exited()
+    if order == "word first":
+        os.close(write_end)
+    one.process.send_signal(signal.SIGCONT)
+    api.wait_for(lambda a: a.row()["failures"] and a.row()["state"] == "Failed")
+    assert one.terminate() == 0
+    assert [failure["detectedBy"] for failure in api.row()["failures"]] == ["Pipe"]
 
 
 def test_a_death_that_only_the_launcher_saw_says_so(api: Any, monitor: Any) -> None:

@@ -1,6 +1,6 @@
 """An API server with one EngineReplica in it, over TLS: reads, applies to ``status.members``, and fails on demand.
 
-It knows as much of server-side apply as one writer can see. That the real one agrees is shown in ``tests/api/test_monitor_row.py``.
+It knows as much of server-side apply as one writer can see; ``tests/api/test_monitor_row.py`` asks the real one.
 """
 
 from __future__ import annotations

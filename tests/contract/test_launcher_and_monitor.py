@@ -1,0 +1,143 @@
+"""Engine and monitor as one pod: real launcher, API server, engine core and monitor; only the Kubernetes API is a fake one."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from enginehouse_operator import observe
+from fake_replica_api import FakeApi, serve
+from monitor_process import MonitorProcess
+
+DEADLINE_SECONDS = 60.0
+
+
+class Pod:
+    """Its two containers are two processes here."""
+
+    def __init__(self, folder: Path, api: FakeApi) -> None:
+        self._folder, self.api = folder, api
+        self.log = folder / "engine.log"
+        self.monitor = self.start_monitor()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        flags = ["--executor=Simulated", "--port=0", f"--monitor-socket={self.monitor.socket}", "--replica-uid=replica-uid"]
+        with self.log.open("wb") as log:
+            self.engine = subprocess.Popen(
+                [sys.executable, "-m", "enginehouse_engine", *flags], env=environment, stderr=log, stdout=subprocess.PIPE, text=True
+            )
+
+    def start_monitor(self) -> MonitorProcess:
+        self.monitor = MonitorProcess(
+            self._folder,
+            host="127.0.0.1",
+            port=self.api.port,
+            credentials=self.api.credentials,
+            namespace="here",
+            replica="replica",
+            replica_uid="replica-uid",
+        )
+        return self.monitor
+
+    def serve(self) -> Pod:
+        self.api.wait_for(lambda api: (api.row() or {}).get("state") == "Serving", timeout_seconds=DEADLINE_SECONDS)
+        return self
+
+    def pid(self, name: str) -> int:
+        found = re.search(rf"started {name}, pid (\d+)", self.log.read_text())
+        assert found, self.log.read_text()
+        return int(found[1])
+
+    def failures(self) -> list[tuple[Any, ...]]:
+        row = self.api.row() or {}
+        return [(failure["role"], failure["class"], failure.get("signal"), failure["detectedBy"]) for failure in row["failures"]]
+
+    def close(self) -> None:
+        for process in (self.engine, self.monitor.process):
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Callable[..., Pod]]:
+    pods: list[Pod] = []
+    with serve(tmp_path) as api:
+
+        def start(*, members: tuple[dict[str, Any], ...] = ()) -> Pod:
+            api.members = list(members)
+            pods.append(Pod(tmp_path, api))
+            return pods[-1]
+
+        yield start
+        for one in pods:
+            one.close()
+
+
+def test_the_fitted_context_length_reaches_the_row_and_the_operator_reads_it(pod: Any) -> None:
+    one = pod().serve()
+    row = msgspec.convert(one.api.row(), observe.Row)
+    (rank,) = row.ranks
+    assert (rank.rank, rank.incarnation, rank.state) == (0, 1, "Serving")
+    assert f"context length {rank.max_context_length}\n" in one.engine.stdout.readline()
+    assert one.api.row()["ranks"][0]["kvBlocks"] > 0
+
+
+@pytest.mark.parametrize(("name", "role"), [("engine core of rank 0", "engine-core"), ("API server 0", "api-server")])
+def test_a_killed_process_is_in_the_row_with_its_cause_seen_by_its_pipe(pod: Any, name: str, role: str) -> None:
+    one = pod().serve()
+    os.kill(one.pid(name), signal.SIGKILL)
+    assert one.engine.wait(DEADLINE_SECONDS) == 137
+    one.api.wait_for(lambda api: api.row()["state"] == "Failed" and api.row()["failures"])
+    assert one.monitor.terminate() == 0
+    assert one.failures() == [(role, "Signal", 9, "Pipe")]
+    (failure,) = msgspec.convert(one.api.row(), observe.Row).failures
+    assert failure.message == f"{name} was killed by SIGKILL"
+
+
+def test_a_monitor_that_restarts_reports_the_next_death(pod: Any) -> None:
+    one = pod().serve()
+    writes = one.api.writes()
+    one.monitor.process.kill()
+    one.monitor.process.wait()
+    one.start_monitor()
+    one.api.wait_for(lambda api: sum(method == "GET" for method, _ in api.requests) == 2)
+    os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
+    one.api.wait_for(lambda api: api.row()["failures"])
+    assert one.failures()[0][:3] == ("engine-core", "Signal", 9)
+    assert one.api.writes() > writes
+
+
+def test_an_orderly_end_leaves_an_ended_row_without_failures(pod: Any) -> None:
+    one = pod().serve()
+    one.engine.terminate()
+    assert one.engine.wait(DEADLINE_SECONDS) == 0
+    assert one.monitor.terminate() == 0
+    assert (one.api.row()["state"], one.failures()) == ("Ended", [])
+
+
+def test_the_launchers_death_is_reported_and_takes_its_processes_with_it(pod: Any) -> None:
+    one = pod().serve()
+    children = [os.pidfd_open(one.pid("API server 0")), os.pidfd_open(one.pid("engine core of rank 0"))]
+    one.engine.kill()
+    one.api.wait_for(lambda api: api.row()["failures"])
+    assert one.failures() == [("launcher", "Unknown", None, "Pipe")]
+    for child in children:
+        assert select.select([child], [], [], DEADLINE_SECONDS)[0]
+        os.close(child)
+
+
+def test_an_engine_whose_row_belongs_to_another_pod_never_starts(pod: Any) -> None:
+    one = pod(members=[{"name": "pod-0", "uid": "another"}])
+    assert one.monitor.process.wait(DEADLINE_SECONDS) == 1
+    one.engine.terminate()
+    assert one.engine.wait(DEADLINE_SECONDS) == 0
+    assert "started" not in one.log.read_text()
