@@ -33,6 +33,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """What came of the steps."""
 
     acted: int = 0
+    is_stale: bool = False
+    """Something was not as it had been read: it is there already, gone, or another one by now."""
     problems: list[tuple[str, Problem]] = []
     """With the name of the replica concerned, empty for the engine's own."""
 
@@ -52,14 +54,14 @@ class Actor:
             where = {"engine": f"{engine.namespace}/{engine.name}", "step": type(step).__name__, "reason": step.reason}
             try:
                 await self._one(step, engine, by_name)
-            except (Conflict, NotFound) as error:  # the world moved on: the next pass sees it as it is
+            except (Conflict, NotFound) as error:
                 log.info("%s: %s", step.message, error, extra=where)
-                outcome.acted += 1
+                outcome.is_stale = True
                 continue
             except (Invalid, Forbidden) as error:
                 log.warning("%s: %s", step.message, error, extra=where)
                 concerned = step.replica if isinstance(step, CreateMember) else ""
-                outcome.problems.append((concerned, refusal(error)))
+                outcome.problems.append((concerned, refusal(error, is_pod=isinstance(step, CreateMember))))
                 continue
             outcome.acted += 1
             log.info("%s", step.message, extra=where)
@@ -109,16 +111,18 @@ class Actor:
         try:
             await self._client.create(manifest, dry_run=True)
         except (Invalid, Forbidden) as error:
-            found = refusal(error)
+            found = refusal(error, is_pod=True)
             return found if found.wants_person else None  # quota and the like are judged when it is real
         except (Conflict, NotFound):
             return None
         return None
 
 
-def refusal(error: ApiError) -> Problem:
+def refusal(error: ApiError, *, is_pod: bool) -> Problem:
     """What the API server's refusal means to people."""
     if isinstance(error, Invalid):
+        if not is_pod:
+            return Problem(reason=reasons.OBJECT_REJECTED, message=f"{error.what}: {error.message}", wants_person=True)
         reason = error.reason if error.reason in reasons.MEANINGS else reasons.POD_REJECTED
         hint = "check spec.template and spec.resources"
         return Problem(reason=reason, message=f"the API server refused it: {error.message}: {hint}", wants_person=True)

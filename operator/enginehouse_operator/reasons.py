@@ -36,6 +36,7 @@ TEMPLATE_INVALID: Final = "TemplateInvalid"
 
 # Problems with the world: tried again
 POD_REJECTED: Final = "PodRejected"
+OBJECT_REJECTED: Final = "ObjectRejected"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
 FORBIDDEN: Final = "Forbidden"
 NAME_TAKEN: Final = "NameTaken"
@@ -91,6 +92,7 @@ MEANINGS: Final = {
     EXECUTOR_NOT_AVAILABLE: "This version of the operator cannot run the executor, or not over several members; a later one will.",
     TEMPLATE_INVALID: "spec.template has a key that is refused or of the wrong kind; the message names it and says what to use.",
     POD_REJECTED: "The API server refused the pod (422): usually spec.template or spec.resources; the message has its words.",
+    OBJECT_REJECTED: "The API server refused a service, right or replica that the engine needs (422); the message has its words.",
     QUOTA_EXCEEDED: "A ResourceQuota of the namespace refused the pod: raise it or ask for less.",
     FORBIDDEN: "The API server refused a request of the operator (403): admission policy or missing right.",
     NAME_TAKEN: "A service or other object with the name the engine needs belongs to somebody else: rename one of the two.",

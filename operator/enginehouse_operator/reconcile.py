@@ -37,7 +37,7 @@ HELD_SECONDS: Final = 15.0
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """When to look again; ``refused``: the API server said no, so ``look_again_seconds`` grows each time."""
+    """When to look again; ``refused``: the API server said no, so the wait grows each time."""
 
     look_again_seconds: float | None
     """None: there is no such engine."""
@@ -69,7 +69,7 @@ class Reconciler:
         found = [*problems, *held, *taken, *(problem for _, problem in outcome.problems)]
         await self._write_replicas(world, replicas, outcome.problems, now)
         await self._write_engine(world, engine, spec, replicas, plan, found, now)
-        return _result(plan, acted=outcome.acted, refused=bool(outcome.problems), held=bool(held or taken))
+        return _result(plan, acted=outcome.acted, refused=bool(outcome.problems) or outcome.is_stale, held=bool(held or taken))
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime

@@ -186,12 +186,8 @@ def _context(previous: dict[str, Any], ready: list[Replica], *, all_ready: bool)
         return before
     shortest = min(lengths)
     published = before.get("maxContextLength")
-    if published is not None and (published < shortest[0] and not all_ready):
+    if published is not None and published <= shortest[0] and not all_ready:
         return before
-    if published == shortest[0] and before.get("contextLimitedBy") in [
-        {"replica": name, "rank": rank} for length, _, name, rank in lengths if length == shortest[0]
-    ]:
-        return before  # several limit it equally: the one that is named stays named
     return {"maxContextLength": shortest[0], "contextLimitedBy": {"replica": shortest[2], "rank": shortest[3]}}
 
 

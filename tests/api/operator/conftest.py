@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from operator_process import Zygote
 from scripted_kubelet import ScriptedKubelet
+from scripted_node import ScriptedNode
 from stage import Stage
 
 
@@ -24,10 +27,37 @@ def zygote(api_cluster: cluster.Cluster) -> Iterator[Zygote]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def node(api_client: kubernetes_client.ApiClient) -> Iterator[str]:
+    with ScriptedNode(api_client, f"scripted-{uuid.uuid4().hex[:8]}") as made:
+        yield made.name
+
+
+NewStage = Callable[[], AbstractContextManager[Stage]]
+
+
 @pytest.fixture
-def stage(api_cluster: cluster.Cluster, api_client: kubernetes_client.ApiClient, namespace: str, zygote: Zygote) -> Iterator[Stage]:
-    """A namespace with a kubelet in it; no operator runs yet."""
-    with ScriptedKubelet(api_client, namespace) as kubelet:
-        made = Stage(api_client, namespace, kubelet, zygote, api_cluster.audit_log)
+def new_stage(api_cluster: cluster.Cluster, api_client: kubernetes_client.ApiClient, node: str, zygote: Zygote) -> NewStage:
+    """Makes namespaces with a kubelet in them; no operator runs there yet."""
+    core = kubernetes_client.CoreV1Api(api_client)
+
+    @contextmanager
+    def made() -> Iterator[Stage]:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        core.create_namespace({"metadata": {"name": name}})
+        with ScriptedKubelet(api_client, name, node) as kubelet:
+            stage = Stage(api_client, name, kubelet, zygote, api_cluster.audit_log)
+            try:
+                yield stage
+            finally:
+                stage.close()
+        core.delete_namespace(name)
+
+    return made
+
+
+@pytest.fixture
+def stage(new_stage: NewStage) -> Iterator[Stage]:
+    """One of them."""
+    with new_stage() as made:
         yield made
-        made.close()

@@ -27,6 +27,7 @@ class Zygote:
         self._exits: dict[int, int] = {}
         self._changed = threading.Condition()
         self._started: queue.Queue[int] = queue.Queue()
+        self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> Zygote:
         self._process = subprocess.Popen(
@@ -63,9 +64,10 @@ class Zygote:
     def start(self, arguments: list[str], *, log: Path, die_after: int | None = None) -> OperatorProcess:
         assert self._process.stdin is not None
         order = {"arguments": arguments, "log": str(log), "dieAfter": die_after}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return OperatorProcess(self, self._started.get(timeout=DEADLINE_SECONDS), log)
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return OperatorProcess(self, self._started.get(timeout=DEADLINE_SECONDS), log)
 
     def exit_code(self, pid: int, timeout_seconds: float) -> int | None:
         with self._changed:

@@ -27,9 +27,9 @@ def serve(_: Pod) -> str:
 
 class ScriptedKubelet:
     """Runs while the context lasts. ``fate`` may be replaced at any time: a function of the pod that gives
-    ``serve``, ``hold`` (leave it Pending), ``die`` or ``refuse`` (exit code 78)."""
+    ``serve``, ``hold`` (leave it Pending), ``die``, ``refuse`` (exit code 78) or ``report`` (another plays the node)."""
 
-    def __init__(self, api: kubernetes_client.ApiClient, namespace: str) -> None:
+    def __init__(self, api: kubernetes_client.ApiClient, namespace: str, node: str) -> None:
         self._core = kubernetes_client.CoreV1Api(api)
         self._api = api
         self._namespace = namespace
@@ -37,7 +37,7 @@ class ScriptedKubelet:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._done: dict[str, str] = {}
         self.fate: Callable[[Pod], str] = serve
-        self.binds = True
+        self._node = node
         self.context_length = 8192
         self.errors: list[str] = []
 
@@ -72,8 +72,13 @@ class ScriptedKubelet:
         fate = self.fate(pod)
         if fate == "hold" or self._done.get(uid) == fate:
             return
-        if self.binds and not pod["spec"].get("nodeName") and uid not in self._done:
-            binding = {"metadata": {"name": name}, "target": {"kind": "Node", "name": "scripted"}}
+        if fate == "report":
+            if pod["status"].get("phase") == "Running":
+                self._row(pod, "Serving")
+                self._done[uid] = fate
+            return
+        if not pod["spec"].get("nodeName") and uid not in self._done:
+            binding = {"metadata": {"name": name}, "target": {"kind": "Node", "name": self._node}}
             self._core.create_namespaced_binding(self._namespace, binding, _preload_content=False, _request_timeout=10)
         if fate == "serve":
             self._row(pod, "Serving")

@@ -50,9 +50,12 @@ class Stage:
 
     # the operator
 
-    def operator(self, *, die_after: int | None = None, engine_image: str = "engine:1") -> OperatorProcess:
+    def operator(
+        self, *, die_after: int | None = None, engine_image: str = "engine:1", takes_lease: bool = True
+    ) -> OperatorProcess:
         """Start one for this namespace. The lease of one that was killed is taken away, or the next would wait for it to expire."""
-        self._drop_lease()
+        if takes_lease:
+            self._drop_lease()
         arguments = [
             f"--engine-image={engine_image}",
             "--monitor-image=monitor:1",
@@ -161,7 +164,7 @@ class Stage:
         while time.monotonic() - since < QUIET_SECONDS or not good():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not settled\n{json.dumps(self.picture(), indent=1)}\n{self.log[-4000:]}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(3 * POLL_SECONDS)
             now = self.versions()
             if now != last:
                 last, since = now, time.monotonic()
