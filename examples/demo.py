@@ -109,10 +109,10 @@ class Demo:
         self.wait("Ready=False")
         print(f"   known {time.monotonic() - began:.1f} s after the kill; the other replica goes on serving:")
         self.show("get", "ie,ier")
-        self.show("get", "ie/smollm2", "-o", "jsonpath={.status.lastFailure}")
         self.wait("Ready")
         print(f"   Ready again {time.monotonic() - began:.1f} s after the kill, by a successor of the dead replica:")
         self.show("get", "ie,ier")
+        self.show("get", "ie/smollm2", "-o", "jsonpath={.status.lastFailure}")
         self.show("events", "--for", "inferenceengine/smollm2")
 
 

@@ -158,8 +158,8 @@ FromCore = Hello | Outputs
 ToCore = Welcome | Refused | Submit | Abort
 
 _encoder = msgspec.msgpack.Encoder()
-_from_core = msgspec.msgpack.Decoder(FromCore)
-_to_core = msgspec.msgpack.Decoder(ToCore)
+_from_core: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+_to_core: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
 
 
 def encode(message: FromCore | ToCore) -> bytes:
