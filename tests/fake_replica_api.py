@@ -69,10 +69,10 @@ class FakeApi:
 
     def _apply(self, patch: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         wanted = patch["metadata"]
-        if wanted["uid"] != self.uid or wanted.get("resourceVersion", str(self.version)) != str(self.version):
+        if wanted.get("resourceVersion", str(self.version)) != str(self.version):
             return 409, {"message": "conflict"}
-        (row,) = patch["status"]["members"]
-        self.members = [*(member for member in self.members if member["name"] != row["name"]), row]
+        members = patch["status"].get("members", [])
+        self.members = [*(member for member in self.members if member["name"] != "pod-0"), *members]
         self.version += 1
         self.changed.notify_all()
         return 200, self._object()

@@ -1,7 +1,7 @@
 """Reads this pod's replica and writes this pod's row, over one kept connection to the API server.
 
-Invariants: every request has a deadline; every write names the replica's UID and goes to this pod's element alone (server-side
-apply, field manager = pod name). Does not retry: ``writer.py`` does, by the class of the exception.
+Invariants: every request has a deadline; a write goes to this pod's element alone (server-side apply, field manager = pod name) and
+stays only in the replica with this pod's UID. Does not retry: ``writer.py`` does, by the class of the exception.
 """
 
 from __future__ import annotations
@@ -72,19 +72,27 @@ class ReplicaApi:
 
     def apply(self, row: Row, *, resource_version: str | None) -> None:
         """Write the row; with ``resource_version`` only if the replica has not changed since. Raises all of the above."""
-        metadata = {"name": self.replica, "namespace": self.namespace, "uid": self.replica_uid}
+        # The API server does not look at a UID in an apply to a status, and a resource version in every write would fail whenever
+        # somebody else has written. So the first write says which version was read, and later ones look at the answer.
+        found = self._apply([row.fields()], resource_version)
+        if found["metadata"]["uid"] != self.replica_uid:
+            self._apply([], None)
+            raise Replaced(f"replica {self.replica} has UID {found['metadata']['uid']} now, this pod belongs to {self.replica_uid}")
+
+    def _apply(self, members: list[dict[str, Any]], resource_version: str | None) -> dict[str, Any]:
+        metadata = {"name": self.replica, "namespace": self.namespace}
         if resource_version is not None:
             metadata["resourceVersion"] = resource_version
         body = {
             "apiVersion": f"{_GROUP}/{_VERSION}",
             "kind": "EngineReplica",
             "metadata": metadata,
-            "status": {"members": [row.fields()]},
+            "status": {"members": members},
         }
         query = urlencode({"fieldManager": self.field_manager, "force": "true"})
         # JSON is YAML, so the body needs no YAML library.
         headers = {"Content-Type": "application/apply-patch+yaml"}
-        self._request("PATCH", f"{self._path()}/status?{query}", json.dumps(body).encode(), headers)
+        return self._request("PATCH", f"{self._path()}/status?{query}", json.dumps(body).encode(), headers)
 
     def close(self) -> None:
         """Drop the kept connection."""
@@ -123,7 +131,7 @@ class ReplicaApi:
         kept = self._connection is not None
         try:
             return self._send(method, path, body, headers)
-        except (ConnectionError, http.client.RemoteDisconnected):
+        except (ConnectionError, ssl.SSLEOFError):
             self.close()
             if not kept:
                 raise

@@ -22,7 +22,7 @@ from enginehouse_operator.monitor.row import ForeignRow, Row
 logger = logging.getLogger("enginehouse.monitor")
 
 FIRST_RETRY_SECONDS: Final = 0.1
-LONGEST_RETRY_SECONDS: Final = 5.0
+LONGEST_RETRY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,10 @@ def test_a_replica_that_is_not_this_pods_ends_a_monitor_that_was_not_born(api: A
 def test_a_replica_that_took_the_name_later_aborts_the_engine(api: Any, monitor: Any) -> None:
     launcher = monitor().launcher()
     launcher.hear()
-    api.uid = "its successor"
+    api.uid, api.members = "its successor", []
     launcher.state("Serving")
     assert launcher.hear() == {"type": "abort", "ranks": [0]}
+    assert api.row() is None, "what was written to the wrong one is taken back"
 
 
 def test_a_rotated_token_is_read_again(api: Any, monitor: Any) -> None:
