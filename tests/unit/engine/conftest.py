@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ spin_briefly()
 import torch  # noqa: E402 - its threads read how long they spin when it is imported
 import transformers  # noqa: E402
 
+import smollm2_reference  # noqa: E402
 from localkube.model import ensure  # noqa: E402
 from localkube.paths import CachePaths, cache_root  # noqa: E402
 
@@ -81,12 +81,6 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_reference(smollm2: Path) -> Path:
-    """What transformers makes of the GGUF file, kept beside it in float32, since the conversion takes half a minute."""
-    folder = smollm2.parent.parent / "smollm2-float32"
-    if not (folder / "config.json").exists():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        model = transformers.AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
-        model.save_pretrained(partial)
-        partial.rename(folder)
-    return folder
+def smollm2_float32(smollm2: Path) -> Path:
+    """What transformers makes of the GGUF file, as a folder."""
+    return smollm2_reference.ensure(smollm2)

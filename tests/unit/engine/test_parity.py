@@ -152,7 +152,7 @@ def smollm2_model(smollm2: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def smollm2_prompts(smollm2_reference: Path, smollm2: Path) -> list[list[int]]:
+def smollm2_prompts(smollm2: Path) -> list[list[int]]:
     from enginehouse_engine.text import gguf_tokenizer
     from enginehouse_engine.text.gguf_metadata import read_metadata
 
@@ -161,8 +161,8 @@ def smollm2_prompts(smollm2_reference: Path, smollm2: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def is_greedy(smollm2_reference: Path) -> Callable[[list[int], list[int]], bool]:
-    reference = transformers.AutoModelForCausalLM.from_pretrained(smollm2_reference, dtype=torch.float32)
+def is_greedy(smollm2_float32: Path) -> Callable[[list[int], list[int]], bool]:
+    reference = transformers.AutoModelForCausalLM.from_pretrained(smollm2_float32, dtype=torch.float32)
 
     def check(prompt: list[int], answer: list[int]) -> bool:
         with torch.inference_mode():
