@@ -14,6 +14,9 @@ import msgspec
 REMOVED: Final = "Removed"
 """Class of a record that is no failure: a member was deleted by somebody early in its life. It delays, it costs no budget."""
 
+UNKNOWN: Final = "Unknown"
+"""Class of a death whose cause the reporter could not see."""
+
 PERMANENT_CLASSES: Final = frozenset({"InvalidConfig", "ModelNotFound", "ContextTooSmall"})
 """Classes of exit code 78: trying again cannot help."""
 
@@ -31,7 +34,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     pid: int | None = None
     exit_code: int | None = None
     signal: int | None = None
-    class_: str = msgspec.field(name="class", default="Unknown")
+    class_: str = msgspec.field(name="class", default=UNKNOWN)
     message: str = ""
     detected_by: str = ""
     detected_time: datetime | None = None

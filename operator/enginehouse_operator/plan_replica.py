@@ -14,7 +14,7 @@ import msgspec
 
 from . import names, reasons
 from .api import End
-from .failures import REMOVED, Failure
+from .failures import REMOVED, UNKNOWN, Failure
 from .observe import Member, Replica, Row
 from .steps import AnyStep, CreateMember, DeleteMember, EndReplica, LeaveService
 
@@ -87,22 +87,26 @@ def _end_by(replica: Replica, member: Member) -> _Ending | None:
         return reasons.MEMBER_REMOVED, record, None
     if row is not None and row.state == "Failed":
         record = _best_record(member, row) or Failure(member=member.name, message="its monitor reported it as failed")
+        if record.class_ == UNKNOWN:
+            return None  # the launcher itself died: its container has ended, and the kubelet is about to say of what
         return reasons.MEMBER_FAILED, record, None
     return None
 
 
 def _best_record(member: Member, row: Row | None) -> Failure | None:
-    """The launcher's last words, with the times of the monitor's record of the same death; else the monitor's newest record."""
+    """The launcher's last words, with the times of the monitor's record of the same death; else what the monitor knows."""
     reported = row.failures if row is not None else ()
     words = member.failure
     if words is None:
         return msgspec.structs.replace(reported[-1], member=member.name) if reported and not member.succeeded else None
-    for record in reversed(reported):
-        if (record.role, record.rank, record.incarnation, record.pid) == (words.role, words.rank, words.incarnation, words.pid):
-            return msgspec.structs.replace(record, member=member.name)
-    if words.class_ in ("Unknown", "ExitCode") and reported:
-        return msgspec.structs.replace(reported[-1], member=member.name)
-    return words
+    told = [record for record in reported if record.class_ != UNKNOWN]
+    same = [record for record in told if _who(record) == _who(words)]
+    vague = told[-1:] if words.class_ in (UNKNOWN, "ExitCode") else []
+    return msgspec.structs.replace((same or vague or [words])[-1], member=member.name)
+
+
+def _who(record: Failure) -> tuple[str, int | None, int | None, int | None]:
+    return record.role, record.rank, record.incarnation, record.pid
 
 
 def _lost(replica: Replica, row: Row) -> _Ending | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from . import names, reasons
-from .failures import Failure
+from .failures import UNKNOWN, Failure
 
 SIGNAL_BASE: Final = 128
 EXIT_CONFIG: Final = 78
@@ -39,7 +39,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class TerminationMessage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the launcher leaves in /dev/termination-log."""
 
-    class_: str = msgspec.field(name="class", default="Unknown")
+    class_: str = msgspec.field(name="class", default=UNKNOWN)
     message: str = ""
     role: str | None = None
     rank: int | None = None
@@ -81,7 +81,7 @@ def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
         if ended and ended.get("exitCode") != 0 and container["name"] != names.MONITOR_CONTAINER:
             text = f"container {container['name']} ended: {ended.get('reason') or ''} {ended.get('message') or ''}".strip()
             return Failure(class_="ExitCode", exit_code=ended.get("exitCode"), message=text, role=container["name"], **common)
-    return Failure(class_=status.get("reason") or "Unknown", message=status.get("message") or "the pod failed", **common)
+    return Failure(class_=status.get("reason") or UNKNOWN, message=status.get("message") or "the pod failed", **common)
 
 
 def _ended_container(ended: Mapping[str, Any], common: dict[str, Any]) -> Failure:

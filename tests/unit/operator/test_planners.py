@@ -9,6 +9,8 @@ import pytest
 from world import World, engine_spec
 
 from enginehouse_operator import api, reasons, steps
+from enginehouse_operator.failures import Failure
+from enginehouse_operator.observe import Row
 
 
 def settled(**changes: object) -> World:
@@ -227,3 +229,55 @@ def test_a_replica_that_cannot_be_read_is_left_alone() -> None:
     world.change(world.live[0], copy=None)
     world.spec = engine_spec(model=api.Model(uri="hf://a/c"))
     assert world.plans()[1] == ()
+
+
+def reported(world: World, state: str, *failures: Failure) -> None:
+    member = world.live[0].members[0]
+    world.change(world.live[0], rows=(Row(name=member.name, uid=member.uid, state=state, failures=failures),))
+
+
+def written_failure(world: World) -> Failure:
+    _, taken = world.plans()
+    (end,) = [step.end for step in taken if isinstance(step, steps.EndReplica)]
+    assert end.failure is not None
+    return end.failure
+
+
+CORE = {"role": "engine-core", "rank": 0, "incarnation": 1, "pid": 17}
+
+
+def test_the_monitors_word_is_enough_to_act_on() -> None:
+    world = settled()
+    reported(world, "Failed", Failure(class_="Signal", signal=11, **CORE))
+    assert written_failure(world).signal == 11
+
+
+def test_a_launcher_that_died_itself_is_judged_by_its_container() -> None:
+    world = settled()
+    unknown = Failure(class_="Unknown", role="launcher", pid=1)
+    reported(world, "Failed", unknown)
+    assert world.plans()[1] == (), "the kubelet is about to say"
+    member = world.live[0].members[0]
+    world.change_member(member.name, has_ended=True, failure=Failure(class_="OutOfMemory", role="launcher", signal=9))
+    assert written_failure(world).class_ == "OutOfMemory"
+
+
+def test_the_last_words_and_the_monitors_record_of_the_same_death_make_one() -> None:
+    world = settled()
+    detected = world.now - timedelta(milliseconds=5)
+    reported(world, "Failed", Failure(class_="Signal", signal=9, detected_by="Pipe", detected_time=detected, **CORE))
+    world.change_member(world.live[0].members[0].name, has_ended=True, failure=Failure(class_="Signal", signal=9, **CORE))
+    failure = written_failure(world)
+    assert (failure.detected_by, failure.detected_time) == ("Pipe", detected)
+
+
+def test_a_clock_that_is_ahead_does_not_delay_anything() -> None:
+    world = settled()
+    reported(world, "Failed", Failure(class_="Signal", detected_time=world.now + timedelta(days=1), **CORE))
+    assert written_failure(world).detected_time == world.now
+
+
+def test_a_row_of_another_pod_of_the_same_name_means_that_the_member_is_lost() -> None:
+    world = settled()
+    world.change_member(world.live[0].members[0].name, uid="another")
+    assert ends(world.plans()[1]) == [(world.name_of(0, 1), reasons.MEMBER_LOST)]

@@ -145,13 +145,11 @@ def test_the_context_length_is_the_minimum_while_all_are_ready_and_otherwise_onl
     assert conditions(published(world))["ContextFit"] == ("True", reasons.FITS)
 
 
-def test_of_two_that_limit_equally_the_one_named_stays_named() -> None:
+def test_of_two_that_limit_equally_the_lower_index_is_named() -> None:
     world = settled(replicas=2)
-    announce(world, 0, 100)
-    announce(world, 1, 50)
-    named = published(world)["contextLimitedBy"]
     announce(world, 0, 50)
-    assert published(world)["contextLimitedBy"] == named
+    announce(world, 1, 50)
+    assert published(world)["contextLimitedBy"] == {"replica": world.live[0].name, "rank": 0}
 
 
 def test_the_newest_failure_is_published_and_stays_when_its_replica_is_gone() -> None:
