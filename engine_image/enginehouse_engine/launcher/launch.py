@@ -175,6 +175,7 @@ class Launcher:
             self._do(self._lifecycle.asked_to_stop())
 
     def _reaped(self, process: Process, exit: Exit) -> None:
+        logger.info("%s %s", process, exit)
         self._control.drain(process)
         oom_kills = cgroup.oom_kills()
         self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=oom_kills > self._oom_kills))

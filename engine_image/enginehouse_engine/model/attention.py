@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from enginehouse_engine.executor.contract import Int32s, StepInput
+from enginehouse_engine.model.host_memory import lazy_zeros
 from enginehouse_engine.model.model_config import ModelConfig
 
 
@@ -65,7 +66,7 @@ class PagedAttention:
         self._windows = set(config.windows)
         # Zeros, not whatever was there: padding is multiplied by a weight of zero, which a stray infinity would survive.
         self._caches = [
-            torch.zeros(total_blocks, block_size, self._width, dtype=dtype, device=device) for _ in range(config.layers)
+            lazy_zeros((total_blocks, block_size, self._width), dtype=dtype, device=device) for _ in range(config.layers)
         ]
         self._gather_blocks = -(-gather_tokens // block_size)
         self._gathered = torch.empty(self._gather_blocks, block_size, self._width, dtype=dtype, device=device)
