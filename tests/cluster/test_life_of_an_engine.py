@@ -29,7 +29,6 @@ def simulated(name: str = "sim", **spec: Any) -> dict[str, Any]:
         "kind": "InferenceEngine",
         "metadata": {"name": name},
         "spec": {
-            "model": {"uri": "file:///simulated"},
             "executor": "Simulated",
             "resources": {"limits": {"memory": "1Gi"}},
             "drain": {"timeoutSeconds": 5},
