@@ -52,6 +52,25 @@ class ModelConfig:
     windows: tuple[int | None, ...]
     end_token_ids: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        for field in (
+            "layers",
+            "hidden_size",
+            "intermediate_size",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "vocabulary_size",
+            "max_length",
+        ):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"the model's {field} is at least 1, found {getattr(self, field)}: its configuration is broken")
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key heads of {self.head_dim} dimensions evenly: the "
+                "model's configuration is broken"
+            )
+
     @property
     def normalizes_heads(self) -> bool:
         """Qwen3 normalizes each query and key head before it is rotated."""
@@ -65,7 +84,7 @@ def from_folder(folder: Path) -> ModelConfig:
     generation = _read_json(generation_path) if generation_path.exists() else {}
     try:
         return _from_hugging_face(config, generation)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{folder / 'config.json'} cannot be used: {type(error).__name__}: {error}") from error
 
 
@@ -139,14 +158,24 @@ def from_gguf(
     # Mistral's files call themselves llama, which differs in nothing that they use.
     architecture = _known_architecture(str(metadata.get("general.architecture")))
     try:
-        layers = int(metadata[f"{architecture}.block_count"])
-        hidden_size = int(metadata[f"{architecture}.embedding_length"])
-        heads = int(metadata[f"{architecture}.attention.head_count"])
-        intermediate_size = int(metadata[f"{architecture}.feed_forward_length"])
-        max_length = int(metadata[f"{architecture}.context_length"])
-        norm_epsilon = float(metadata[f"{architecture}.attention.layer_norm_rms_epsilon"])
+        return _from_gguf(architecture, metadata, vocabulary_size, tied_embeddings, frequency_divisors)
     except KeyError as error:
         raise ConfigError(f"the GGUF file does not say {error}: convert the model again with a current llama.cpp") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"the GGUF file's metadata cannot be used: {error}: download the model again") from error
+
+
+def _from_gguf(
+    architecture: str,
+    metadata: Mapping[str, Any],
+    vocabulary_size: int,
+    tied_embeddings: bool,
+    frequency_divisors: tuple[float, ...],
+) -> ModelConfig:
+    def field(name: str) -> Any:
+        return metadata[f"{architecture}.{name}"]
+
+    heads, hidden_size, layers = int(field("attention.head_count")), int(field("embedding_length")), int(field("block_count"))
     head_dim = int(metadata.get(f"{architecture}.attention.key_length", hidden_size // heads))
     if int(metadata.get(f"{architecture}.rope.dimension_count", head_dim)) != head_dim:
         raise ConfigError("partial rotary embedding is not supported: every dimension of a head is rotated")
@@ -159,13 +188,13 @@ def from_gguf(
         architecture=architecture,
         layers=layers,
         hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
+        intermediate_size=int(field("feed_forward_length")),
         heads=heads,
         kv_heads=int(metadata.get(f"{architecture}.attention.head_count_kv", heads)),
         head_dim=head_dim,
         vocabulary_size=vocabulary_size,
-        max_length=max_length,
-        norm_epsilon=norm_epsilon,
+        max_length=int(field("context_length")),
+        norm_epsilon=float(field("attention.layer_norm_rms_epsilon")),
         rope=Rope(
             theta=float(metadata.get(f"{architecture}.rope.freq_base", 10_000.0)),
             scaling="default" if scaling == "none" else scaling,

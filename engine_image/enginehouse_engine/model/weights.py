@@ -80,7 +80,7 @@ class FolderWeights:
         if index.is_file():
             try:
                 files = set(json.loads(index.read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{index} is no index of safetensors files: {error}") from error
         elif (self._folder / _SINGLE).is_file():
             files = {_SINGLE}
