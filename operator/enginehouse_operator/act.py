@@ -51,20 +51,19 @@ class Actor:
         """Raises Unavailable when the API server cannot be reached: the pass ends there and is tried again."""
         outcome, by_name = Outcome(problems=[]), {replica.name: replica for replica in replicas}
         for step in steps:
-            where = {"engine": f"{engine.namespace}/{engine.name}", "step": type(step).__name__, "reason": step.reason}
             try:
                 await self._one(step, engine, by_name)
             except (Conflict, NotFound) as error:
-                log.info("%s: %s", step.message, error, extra=where)
+                log.info("%s/%s: %s: %s", engine.namespace, engine.name, step.message, error)
                 outcome.is_stale = True
                 continue
             except (Invalid, Forbidden) as error:
-                log.warning("%s: %s", step.message, error, extra=where)
+                log.warning("%s/%s: %s: %s", engine.namespace, engine.name, step.message, error)
                 concerned = step.replica if isinstance(step, CreateMember) else ""
                 outcome.problems.append((concerned, refusal(error, is_pod=isinstance(step, CreateMember))))
                 continue
             outcome.acted += 1
-            log.info("%s", step.message, extra=where)
+            log.info("%s/%s: %s (%s)", engine.namespace, engine.name, step.message, step.reason)
             if isinstance(step, _TOLD):
                 kind = WARNING if isinstance(step, EndReplica) and step.end.failure is not None else NORMAL
                 await self._events.say(world.engine, kind=kind, reason=step.reason, message=step.message)
@@ -102,9 +101,8 @@ class Actor:
 
     async def dry_run(self, engine: Engine, copy: EngineCopy) -> Problem | None:
         """Whether the API server would take the pods of this spec. Asked before anything that runs is replaced."""
-        owner = Owner(kind=names.ENGINE_KIND, name=engine.name, uid=engine.uid, namespace=engine.namespace, engine=engine.name)
         try:
-            manifest = pod(owner, copy, name=f"{engine.name}-check", ordinal=0, images=self._images)
+            manifest = pod(engine_owner(engine), copy, name=f"{engine.name}-check", ordinal=0, images=self._images)
         except InvalidSpec as error:
             return Problem(reason=error.reason, message=str(error), wants_person=True)
         manifest["spec"] |= {"serviceAccountName": "default"}  # the replica's does not exist yet

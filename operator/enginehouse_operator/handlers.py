@@ -46,7 +46,6 @@ def settings() -> kopf.OperatorSettings:
     found.posting.enabled = False
     found.peering.standalone = True
     found.scanning.disabled = True
-    found.persistence.finalizer = f"{names.GROUP}/unused"
     found.watching.server_timeout = 300
     found.watching.client_timeout = 330
     found.watching.connect_timeout = 10

@@ -42,10 +42,10 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
             servers.push_async_callback((await serve_health(flags.health_port, lambda: queue.longest_running_seconds)).cleanup)
         if flags.metrics_port:
             servers.push_async_callback((await serve_metrics(flags.metrics_port, lambda: queue.depth)).cleanup)
+        await wait_for_kinds(client, flags.namespace or flags.lease_namespace)
         lease = Lease(client, namespace=flags.lease_namespace, identity=flags.identity)
         await lease.acquire()
         metrics.IS_LEADER.set(1)
-        await wait_for_kinds(client, flags.namespace or flags.lease_namespace)
         log.info("operator %s works on %s", __version__, flags.namespace or "all namespaces")
         watches = kopf.operator(
             registry=handlers.registry(queue.add),

@@ -206,7 +206,7 @@ class Stage:
         return [
             f"{event['verb']} {event['objectRef']['resource']}/{event['objectRef'].get('subresource', '')}"
             for event in self.audit()
-            if event["userAgent"] == "enginehouse-operator"
+            if event["userAgent"].startswith(("enginehouse-operator", "kopf"))
             and event["verb"] in ("create", "update", "patch", "delete")
             and event["objectRef"]["resource"] != "leases"
             and event["responseStatus"]["code"] < 300
