@@ -29,16 +29,6 @@ NAMESPACE = "demo"
 READY_SECONDS = 300
 QUESTION = "What does a railway engine house do? Answer in one sentence."
 
-# Run inside a pod: the first engine core found is killed, as the kernel's out-of-memory killer would.
-KILL_AN_ENGINE_CORE = """
-import os, signal
-for pid in filter(str.isdigit, os.listdir('/proc')):
-    if b'enginehouse_engine.core.process' in open(f'/proc/{pid}/cmdline', 'rb').read():
-        os.kill(int(pid), signal.SIGKILL)
-        print('kill -9', pid)
-        break
-"""
-
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
@@ -105,7 +95,7 @@ class Demo:
         """From kill -9 to Ready again."""
         pod = self.kubectl("get", "pods", "-l", "enginehouse.dev/serving=true", "-o", "name").split()[0]
         began = time.monotonic()
-        print(f"in {pod}: {self.kubectl('exec', pod, '-c', 'engine', '--', 'python3', '-c', KILL_AN_ENGINE_CORE).strip()}")
+        print(f"in {pod}: {self._installation.kill_engine_cores(pod, namespace=NAMESPACE)}")
         self.wait("Ready=False")
         print(f"   known {time.monotonic() - began:.1f} s after the kill; the other replica goes on serving:")
         self.show("get", "ie,ier")

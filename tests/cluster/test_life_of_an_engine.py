@@ -15,13 +15,6 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 
-KILL_AN_ENGINE_CORE = """
-import os, signal
-for pid in filter(str.isdigit, os.listdir('/proc')):
-    if b'enginehouse_engine.core.process' in open(f'/proc/{pid}/cmdline', 'rb').read():
-        os.kill(int(pid), signal.SIGKILL)
-"""
-
 
 def simulated(name: str = "sim", **spec: Any) -> dict[str, Any]:
     return {
@@ -113,7 +106,7 @@ def test_a_killed_engine_core_gets_a_successor_and_leaves_its_cause(space: Any) 
     space.wait("Ready", name="sim")
     before = replica_names(space)
     (pod,) = engine_pods(space)
-    space.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", KILL_AN_ENGINE_CORE)
+    space.installation.kill_engine_cores(pod, namespace=space.namespace)
     space.eventually("a successor", lambda: bool(replica_names(space) - before))
     space.wait("Ready", name="sim")
     status = space.get("ie/sim")["status"]

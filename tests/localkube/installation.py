@@ -25,6 +25,15 @@ CHART = ROOT / "charts" / "enginehouse"
 SYSTEM_NAMESPACE = "enginehouse-system"
 _HELM_SECONDS = 180.0
 
+# Run inside a pod. A search for its own words would find itself.
+_KILL_AN_ENGINE_CORE = """
+import os, signal
+for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
+    if pid != os.getpid() and b'enginehouse_engine.core.process' in open(f'/proc/{pid}/cmdline', 'rb').read():
+        os.kill(pid, signal.SIGKILL)
+        print('kill -9', pid)
+"""
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -37,6 +46,10 @@ class Installation:
     def kubectl(self, *arguments: str, namespace: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
         """Run kubectl in a namespace; its failure is a LocalkubeError with its words."""
         return self.cluster.kubectl("--namespace", namespace, *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
+
+    def kill_engine_cores(self, pod: str, *, namespace: str) -> str:
+        """kill -9 to every engine core of a pod; says which."""
+        return self.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", _KILL_AN_ENGINE_CORE, namespace=namespace).strip()
 
     @contextmanager
     def forwarded(self, service: str, *, namespace: str) -> Iterator[str]:
