@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from enginehouse_engine.registration import Registration, register
 
@@ -30,6 +31,9 @@ def main() -> int:
     registration = register(socket_path, role=role, rank=rank, index=int(index), incarnation=1, deadline_seconds=20)
     for word in words:
         _tell(f"does {word}")
+        if word == "config":
+            _tell(f"reads {json.loads(Path(socket_path).with_name('config.json').read_bytes())['model_path']}")
+            continue
         code = _act(registration, word, rank=rank, index=int(index))
         if code is not None:
             return code

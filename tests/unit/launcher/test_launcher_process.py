@@ -13,9 +13,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,82 @@ def test_a_port_in_use_is_said_and_nothing_is_started(launched: Any) -> None:
 def test_a_host_that_is_none_cannot_work(launched: Any) -> None:
     one = launched(SERVES, "--host", "203.0.113.9")
     assert one.wait() == 78
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A hub with one file, hf://org/model/tiny.gguf; anything called slow is never answered. What it was asked."""
+    asked: list[str] = []
+    end = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if "slow" in self.path:
+                end.wait(DEADLINE_SECONDS)
+            known = self.path == "/org/model/resolve/main/tiny.gguf"
+            self.send_response(200 if known else 404)
+            headers = {"ETag": '"1"', "X-Repo-Commit": "0" * 40} if known else {"X-Error-Code": "EntryNotFound"}
+            for name, value in {**headers, "Content-Length": "8"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"GGUF1234")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    yield asked
+    end.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_downloaded_model_is_found_and_its_path_is_what_the_processes_are_told(launched: Any, hub: Any, tmp_path: Path) -> None:
+    flags = ["--model", "hf://org/model/tiny.gguf", "--model-cache-dir", str(tmp_path / "models")]
+    one = launched({**SERVES, "engine-core 0": "config,addresses"}, *flags)
+    one.ready()
+    path = Path(one.until(r"reads (\S+)")[1])
+    assert (path.name, path.read_bytes()) == ("tiny.gguf", b"GGUF1234")
+    assert tmp_path / "models" in path.parents
+
+
+def test_a_model_that_the_hub_does_not_have_cannot_work(launched: Any, hub: Any) -> None:
+    one = launched(SERVES, "--model", "hf://org/model/other.gguf")
+    assert one.wait() == 78
+    assert "the engine ends: ModelNotFound: hf://org/model/other.gguf" in one.text()
+
+
+def test_a_hub_that_is_not_there_may_be_tried_again(launched: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    one = launched(SERVES, "--model", "hf://org/model/tiny.gguf")
+    assert one.wait() == 1
+    assert "the engine ends: Exception: hf://org/model/tiny.gguf: the hub cannot be reached" in one.text()
+
+
+@pytest.mark.parametrize("end", ["signal", "deadline"])
+def test_a_download_that_hangs_does_not_hold_the_launcher(launched: Any, hub: Any, end: str) -> None:
+    seconds = "600" if end == "signal" else "3"
+    one = launched(SERVES, "--model", "hf://org/model/slow.gguf", "--startup-timeout-seconds", seconds)
+    if end == "signal":
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not hub:
+            assert time.monotonic() < deadline, one.text()
+            time.sleep(0.01)
+        one.process.terminate()
+    assert one.wait() == (0 if end == "signal" else 1)
+    assert ("waiting for: the model's download" in one.text()) is (end == "deadline")
 
 
 class FakeMonitor:
