@@ -14,7 +14,7 @@ import zmq
 
 from enginehouse_engine.protocol import FromCore, Hello, ToCore, decode_to_core, encode
 
-_LINGER_MILLISECONDS: Final = 1000
+_LINGER_MILLISECONDS: Final = 200
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class FrontEnds:
         self._front_ends[index].socket.send(encode(message), zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Give what was sent a second to leave, then close."""
+        """Give what was sent a moment to leave, then close."""
         for front_end in self._front_ends.values():
             front_end.socket.close(linger=_LINGER_MILLISECONDS)
         self._front_ends.clear()
