@@ -75,7 +75,7 @@ class Demo:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        with self._installation.forwarded("smollm2", namespace=NAMESPACE) as base:
+        with self._installation.reached("smollm2", namespace=NAMESPACE) as base:
             request = urllib.request.Request(
                 f"{base}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
             )

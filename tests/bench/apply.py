@@ -109,7 +109,7 @@ class Watch(threading.Thread):
 
 def first_token(installation: Installation) -> None:
     """Ask for one token through the service."""
-    with installation.forwarded("smollm2", namespace=NAMESPACE) as base:
+    with installation.reached("smollm2", namespace=NAMESPACE) as base:
         body = json.dumps({"model": "smollm2", "prompt": "Hello", "max_tokens": 1}).encode()
         request = urllib.request.Request(f"{base}/v1/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:

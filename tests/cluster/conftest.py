@@ -72,11 +72,11 @@ class Space:
 
     def post(self, service: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and decoded body of one request through the engine's service."""
-        with self.installation.forwarded(service, namespace=self.namespace) as base:
-            return post(f"{base}{path}", body)
+        with self.installation.reached(service, namespace=self.namespace) as base:
+            return _post(f"{base}{path}", body)
 
 
-def post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
@@ -98,3 +98,9 @@ def space(installation: Installation) -> Iterator[Space]:
     installation.cluster.kubectl("create", "namespace", namespace)
     yield Space(installation, namespace)
     installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture
+def post() -> Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]:
+    """One request: status and decoded body."""
+    return _post

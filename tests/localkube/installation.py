@@ -52,8 +52,12 @@ class Installation:
         return self.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", _KILL_AN_ENGINE_CORE, namespace=namespace).strip()
 
     @contextmanager
-    def forwarded(self, service: str, *, namespace: str) -> Iterator[str]:
-        """The base URL of a service, forwarded to a local port that the kernel picked."""
+    def reached(self, service: str, *, namespace: str) -> Iterator[str]:
+        """The base URL of a service: its cluster address where that is routed to us, else a forwarded local port."""
+        if self.cluster.owned:
+            fields = "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"
+            yield f"http://{self.kubectl('get', 'service', service, '-o', fields, namespace=namespace)}"
+            return
         command = [str(self.cluster.binaries / "kubectl"), "--namespace", namespace, "port-forward", f"service/{service}", ":80"]
         with subprocess.Popen(
             command, env=self.cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
