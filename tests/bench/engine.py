@@ -25,13 +25,18 @@ from typing import Any
 
 import httpx
 import record
-import torch
-import transformers
 
-import smollm2_reference
-from enginehouse_engine.cores import usable_cores
-from localkube import model
-from localkube.paths import CachePaths, cache_root
+from enginehouse_engine.cores import spin_briefly, usable_cores
+
+# For the peer too: its threads are to wait for each other as the engine's do.
+spin_briefly()
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import smollm2_reference  # noqa: E402
+from localkube import model  # noqa: E402
+from localkube.paths import CachePaths, cache_root  # noqa: E402
 
 CONCURRENCY = (1, 8, 32)
 REQUESTS = {1: 6, 8: 16, 32: 32}

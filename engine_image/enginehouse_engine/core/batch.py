@@ -18,8 +18,11 @@ from enginehouse_engine.protocol import Sampling
 
 
 def build_step(plan: StepPlan, *, end_token_ids: tuple[int, ...]) -> tuple[StepInput, list[Scheduled]]:
-    """The step's arrays, and its parts in their order: those that choose first."""
-    choosing = [part for part in plan.scheduled if part.samples]
+    """The step's arrays, and its parts in their order: those that choose first, single tokens before prompts.
+
+    Single tokens are ordered by the length of their context, so that neighbours computed together pad each other little.
+    """
+    choosing = sorted((part for part in plan.scheduled if part.samples), key=lambda part: (part.count > 1, part.start))
     parts = choosing + [part for part in plan.scheduled if not part.samples]
     tokens: list[int] = []
     for part in parts:

@@ -33,7 +33,7 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What :meth:`Scheduler.plan` decided: sequences that choose a token first."""
+    """What :meth:`Scheduler.plan` decided."""
 
     scheduled: tuple[Scheduled, ...]
     preempted: tuple[Sequence, ...] = ()

@@ -10,6 +10,7 @@ Does not know weights, and nothing about requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch.nn import functional
 from enginehouse_engine.executor.contract import Int32s, StepInput
 from enginehouse_engine.model.host_memory import lazy_zeros
 from enginehouse_engine.model.model_config import ModelConfig
+
+_PADDING_BLOCKS: Final = 16
+"""Padding that costs less than the kernel calls of one more group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +129,18 @@ class PagedAttention:
         return output
 
     def _decoding_groups(self, step: StepInput, count: int) -> list[_Group]:
-        """Neighbours together while the buffer holds all their contexts, padded to the longest."""
+        """Neighbours together while the buffer holds their contexts, padded to the longest, and little of that is padding."""
         groups: list[_Group] = []
-        widths = -(-step.context_lengths[:count] // self._block_size)
+        widths = (-(-step.context_lengths[:count] // self._block_size)).tolist()
         first = 0
         while first < count:
-            last = first + 1
-            width = int(widths[first])
-            while last < count and max(width, int(widths[last])) * (last + 1 - first) <= self._gather_blocks:
-                width = max(width, int(widths[last]))
-                last += 1
+            last, width, blocks_in_use = first + 1, widths[first], widths[first]
+            while last < count:
+                wider, more = max(width, widths[last]), blocks_in_use + widths[last]
+                padded = wider * (last + 1 - first)
+                if padded > self._gather_blocks or padded > more * 5 // 4 + _PADDING_BLOCKS:
+                    break
+                last, width, blocks_in_use = last + 1, wider, more
             lengths = step.context_lengths[first:last]
             masks: dict[int | None, torch.Tensor | None] = {
                 window: self._decoding_mask(lengths, width, window) for window in self._windows
