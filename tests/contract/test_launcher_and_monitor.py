@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,9 @@ def test_the_launchers_death_is_reported_and_takes_its_processes_with_it(pod: An
 def test_an_engine_whose_row_belongs_to_another_pod_never_starts(pod: Any) -> None:
     one = pod(members=[{"name": "pod-0", "uid": "another"}])
     assert one.monitor.process.wait(DEADLINE_SECONDS) == 1
+    while "the monitor" not in one.log.read_text():  # from here on it has handlers for signals
+        assert one.engine.poll() is None
+        time.sleep(0.01)
     one.engine.terminate()
     assert one.engine.wait(DEADLINE_SECONDS) == 0
     assert "started" not in one.log.read_text()

@@ -185,7 +185,7 @@ def test_the_launchers_death_takes_its_children_with_it_in_each_phase(launched: 
 
 
 def test_orphans_are_reaped_and_leftovers_do_not_outlive_the_launcher(launched: Any) -> None:
-    one = launched({"api-server 0": "bound,ready=0", "engine-core 0": "orphan=0,orphan=600,fork=600,addresses"})
+    one = launched({"api-server 0": "bound,ready=0,wait", "engine-core 0": "orphan=0,orphan=600,fork=600,addresses"})
     one.ready()
     core = one.pid("engine core of rank 0")
     one.until("was given")
@@ -200,6 +200,7 @@ def test_orphans_are_reaped_and_leftovers_do_not_outlive_the_launcher(launched: 
     with watched(orphan) as orphan_gone, watched(forked) as forked_gone:
         os.kill(core, signal.SIGKILL)
         assert forked_gone(), "what a dead process left in its session is killed with it"
+        assert one.process.poll() is None, "and not only at the end: the API server still has its time to stop"
         assert one.wait() == 137
         assert orphan_gone()
 
@@ -430,6 +431,24 @@ def test_a_restarted_monitor_is_handed_everything_again(launched: Any, tmp_path:
     assert heard[-1] == {"type": "exited", **core, **cause}
     monitor.close()
     assert one.wait() == 137
+
+
+def test_a_death_while_the_monitor_is_away_is_told_to_the_next_one(launched: Any, tmp_path: Path) -> None:
+    path = tmp_path / "monitor"
+    monitor = FakeMonitor(path)
+    one = launched({**SERVES, "api-server 0": "bound,ready=0,wait"}, "--monitor-socket", str(path))
+    monitor.accept()
+    monitor.say(type="stored")
+    monitor.hear_until(is_state("Serving"))
+    one.until("was given")
+    monitor.close()
+    os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
+    one.until("engine core of rank 0 was killed")
+    monitor = FakeMonitor(path)
+    monitor.accept()
+    told = [message for message, _ in monitor.hear_until(is_state("Failed")) if message["type"] == "exited"]
+    assert [(message["role"], message["signal"], message["planned"]) for message in told] == [("engine-core", 9, False)]
+    monitor.close()
 
 
 @pytest.mark.parametrize(

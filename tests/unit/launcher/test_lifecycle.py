@@ -210,6 +210,7 @@ def test_an_exit_that_nobody_asked_for_is_a_death_whatever_its_code(exit: Exit, 
     first = story.life.pipe_closed(core, bye=bye)
     assert story.life.state()["state"] == "Failed", "told before the kernel has released the memory"
     assert told(first, "stop") == [server, core]
+    assert killed(first) == [core], "it may live on without its pipe, and nobody would see its death"
     assert story.life.deadline == STOP_AFTER_DEATH_SECONDS
     (report,) = reported(story.life.exited(core, exit=exit, out_of_memory=False))
     assert report["planned"] is False

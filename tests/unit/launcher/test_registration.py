@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -40,7 +41,9 @@ class Registered:
             server.settimeout(DEADLINE_SECONDS)
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             command = [sys.executable, "-c", _PRELUDE + script, str(path)]
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
             self.control, _ = server.accept()
         self.control.settimeout(DEADLINE_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(self.control, 65536, 4)
@@ -64,7 +67,9 @@ class Registered:
         return os.read(self.pipe, waiting) if waiting else b""
 
     def close(self) -> None:
-        self.process.kill()
+        # With its descendants: a test that fails may have left one.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
         self.control.close()
         os.close(self.pipe)
