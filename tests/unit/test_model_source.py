@@ -181,9 +181,9 @@ def test_what_is_not_there_is_said_and_cannot_be_helped_by_trying_again(
 
 def test_a_hub_that_does_not_answer_may_be_tried_again(tmp_path: Path) -> None:
     code, said, errors = fetch("http://127.0.0.1:9", "hf://org/model", tmp_path)
-    assert code == 1
-    assert said == {}
-    assert "hf://org/model: the hub cannot be reached" in errors
+    assert code == 1, errors
+    assert said["class"] == "Exception"
+    assert "hf://org/model: the hub cannot be reached" in said["message"]
 
 
 def test_paths_and_file_uris_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What ``/metrics`` says: one registry for each API server process.
 
-Invariant: names and meanings are listed in ``docs/reference/engine-metrics.md`` (a test compares), known series exist from the start, and
-no label can take unboundedly many values. Figures of the cores come with their outputs and are only passed on here.
+Invariant: names and meanings are listed in ``docs/reference/engine-metrics.md`` (a test compares), known series exist from the
+start, and no label can take unboundedly many values. Figures of the cores come with their outputs and are only passed on here.
 Does not measure: ``generation.py`` does.
 """
 

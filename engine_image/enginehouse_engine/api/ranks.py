@@ -42,6 +42,9 @@ class Ranks:
     def __iter__(self) -> Iterator[Rank]:
         return iter(self._ranks.values())
 
+    def __len__(self) -> int:
+        return len(self._ranks)
+
     @property
     def max_context_length(self) -> int | None:
         """Tokens of prompt and answer together that every rank accepts; None before the first."""

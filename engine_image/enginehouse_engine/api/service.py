@@ -65,7 +65,7 @@ class Service:
         """Why ``/ready`` says no; empty = ready."""
         if self.draining or self.closed:
             return "draining: this engine is about to stop"
-        if self.complete and any(True for _ in self.front_end.ranks):
+        if self.complete and len(self.front_end.ranks):
             return ""
         missing = ", ".join(str(rank) for rank in self.front_end.ranks.missing())
         waiting = [

@@ -1,0 +1,169 @@
+"""The whole engine from its command line: launcher, two API servers, two simulated engine cores, official client."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from enginehouse_engine.executor.simulated import simulated_answer
+
+from .conftest import DEADLINE_SECONDS, SOURCES, eventually
+
+LIMIT = 512
+
+
+@dataclass
+class Engine:
+    """A running engine; ``log`` holds what its processes said."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def figures(self) -> dict[str, float]:
+        """Unlabelled samples of a scrape."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return {name: float(value) for name, value in re.findall(r"^([a-z_:]+) (\S+)$", text, re.MULTILINE)}
+
+    def idle(self) -> bool:
+        figures = self.figures()
+        return figures["enginehouse_requests_running"] == figures["enginehouse_requests_waiting"] == 0
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_SECONDS)
+
+
+def start(folder: Path, *flags: str) -> Engine:
+    """Wait until it says that it is ready, and where."""
+    log = folder / "log"
+    command = [sys.executable, "-m", "enginehouse_engine", "--executor", "Simulated", "--model", "", "--served-model-name", "sim"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--max-context-length", str(LIMIT), "--memory-limit-bytes", str(1 << 30), *flags],
+            env={**os.environ, "PYTHONPATH": str(SOURCES)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (found := re.search(r"^ready: (http://\S+),", log.read_text(), re.MULTILINE)):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    return Engine(process, found[1], log)
+
+
+def end(engine: Engine) -> None:
+    """However the test went, nothing stays."""
+    if engine.process.poll() is None:
+        engine.process.send_signal(signal.SIGTERM)
+    try:
+        engine.process.wait(DEADLINE_SECONDS)
+    finally:
+        engine.process.kill()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = start(tmp_path_factory.mktemp("engine"), "--data-parallel", "2", "--api-servers", "2")
+    yield engine
+    end(engine)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Engine]:
+    engine = start(tmp_path)
+    yield engine
+    end(engine)
+
+
+def _expected(prompt: str, count: int) -> str:
+    return bytes(token for token in simulated_answer(list(prompt.encode()), count) if token < 256).decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_are_those_of_the_cores_wherever_they_run(engine: Engine, stream: bool) -> None:
+    with engine.client() as client:
+        for number in range(8):
+            prompt = f"prompt {number}"
+            made: Any = client.completions.create(
+                model="sim", prompt=prompt, max_tokens=50, temperature=0, stream=stream, extra_body={"ignore_eos": True}
+            )
+            choices = [chunk.choices[0] for chunk in made] if stream else made.choices
+            assert "".join(choice.text for choice in choices) == _expected(prompt, 50)
+
+
+def test_a_seed_gives_the_same_answers_again_and_n_gives_different_ones(engine: Engine) -> None:
+    with engine.client() as client:
+        runs = [client.completions.create(model="sim", prompt="x", max_tokens=20, seed=4, n=3) for _ in range(2)]
+    texts = [[choice.text for choice in run.choices] for run in runs]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+
+
+def test_a_repeated_prompt_is_found_in_the_cache(alone: Engine) -> None:
+    with alone.client() as client:
+        usages = [client.completions.create(model="sim", prompt="y" * 100, max_tokens=2).usage for _ in range(2)]
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages if usage and usage.prompt_tokens_details]
+    assert cached == [0, 96]
+
+
+def test_exactly_the_context_completes_and_one_token_more_is_refused(engine: Engine) -> None:
+    with engine.client() as client:
+        assert client.models.retrieve("sim").model_extra == {"max_model_len": LIMIT}
+        whole = client.completions.create(model="sim", prompt="x" * 12, max_tokens=LIMIT - 12, extra_body={"ignore_eos": True})
+        assert whole.usage is not None
+        assert (whole.usage.total_tokens, whole.choices[0].finish_reason) == (LIMIT, "length")
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model="sim", prompt="x" * 12, max_tokens=LIMIT - 11)
+        assert refused.value.code == "context_length_exceeded"
+
+
+def test_clients_that_go_away_leave_nothing_in_the_cores(engine: Engine) -> None:
+    body = {"model": "sim", "prompt": "z", "max_tokens": LIMIT - 1, "ignore_eos": True, "stream": True, "n": 8}
+    for _ in range(5):
+        with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=DEADLINE_SECONDS) as response:
+            assert next(response.iter_lines()).startswith("data: ")
+    eventually(engine.idle, "idle cores")
+    eventually(lambda: engine.figures()["enginehouse_kv_cache_usage_ratio"] == 0, "free caches")
+
+
+def test_sigterm_lets_a_stream_finish(alone: Engine) -> None:
+    with alone.client() as client:
+        stream = client.completions.create(
+            model="sim", prompt="w", max_tokens=LIMIT - 1, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        text = next(stream).choices[0].text
+        alone.process.send_signal(signal.SIGTERM)
+        text += "".join(chunk.choices[0].text for chunk in stream)
+    assert text == _expected("w", LIMIT - 1)
+    assert alone.process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_the_death_of_a_core_fails_its_requests_so_that_they_can_be_sent_again(alone: Engine) -> None:
+    found = re.search(r"started engine core of rank 0, pid (\d+)", alone.log.read_text())
+    assert found
+    core = int(found[1])
+    os.kill(core, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        body = {"model": "sim", "prompt": "abc", "stream": True}
+        answer = threads.submit(httpx.post, f"{alone.url}/v1/completions", json=body, timeout=DEADLINE_SECONDS)
+        counted = 'enginehouse_prompt_tokens_total{api_server="0"} 3.0'
+        eventually(lambda: counted in httpx.get(f"{alone.url}/metrics").text, "the request at its core")
+        os.kill(core, signal.SIGKILL)
+        failed = answer.result(DEADLINE_SECONDS)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "stopping")
+    assert failed.headers["retry-after"] == "1"
+    assert alone.process.wait(DEADLINE_SECONDS) == 128 + signal.SIGKILL
