@@ -17,7 +17,7 @@ from . import api, observe, reasons
 from .act import Actor, engine_owner, replica_owner
 from .conditions import cut
 from .events import WARNING, Events
-from .kubernetes_client import CLAIMS, ENGINES, REPLICAS, KubernetesClient
+from .kubernetes_client import CLAIMS, ENGINES, REPLICAS, Conflict, Kind, KubernetesClient, NotFound
 from .observe import Engine, Replica
 from .plan_engine import EnginePlan, plan_engine
 from .plan_objects import plan_objects
@@ -25,7 +25,7 @@ from .plan_replica import plan_replica
 from .pod_state import Problem, claim_not_found
 from .read import World, read
 from .status import engine_status, replica_status
-from .steps import AnyStep, CreateReplica, EndReplica
+from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
 from .wanted.pods import claims
 from .wanted.rights import rights
 from .wanted.services import endpoint, services
@@ -67,9 +67,12 @@ class Reconciler:
         steps, taken = _all_steps(engine, spec, plan, replicas, world, now)
         outcome = await self._actor.act(steps, engine=engine, world=world, replicas=replicas)
         found = [*problems, *held, *taken, *(problem for _, problem in outcome.problems)]
-        await self._write_replicas(world, replicas, outcome.problems, now)
-        await self._write_engine(world, engine, spec, replicas, plan, found, now)
-        return _result(plan, acted=outcome.acted, refused=bool(outcome.problems) or outcome.is_stale, held=bool(held or taken))
+        deleted = {step.uid for step in steps if isinstance(step, DeleteReplica)}
+        left = tuple(replica for replica in replicas if replica.uid not in deleted and not replica.is_deleting)
+        is_stale = await self._write_replicas(world, left, outcome.problems, now)
+        is_stale |= await self._write_engine(world, engine, spec, replicas, plan, found, now)
+        refused = bool(outcome.problems) or outcome.is_stale or is_stale
+        return _result(plan, acted=outcome.acted, refused=refused, held=bool(held or taken))
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime
@@ -92,14 +95,15 @@ class Reconciler:
 
     async def _write_replicas(
         self, world: World, replicas: tuple[Replica, ...], problems: list[tuple[str, Problem]], now: datetime
-    ) -> None:
-        raw = {found["metadata"]["uid"]: found for found in world.replicas}
+    ) -> bool:
+        raw, is_stale = {found["metadata"]["uid"]: found for found in world.replicas}, False
         for replica in replicas:
             own = [problem for name, problem in problems if name == replica.name]
             status = replica_status(replica, problems=own, now=now)
             seen = {"observedGeneration": replica.observed_generation, "conditions": list(replica.conditions)}
-            if status != seen and not replica.is_deleting:
-                await self._client.apply_status(REPLICAS, raw[replica.uid], status)
+            if status != seen:
+                is_stale |= await self._publish(REPLICAS, raw[replica.uid], status)
+        return is_stale
 
     async def _write_engine(
         self,
@@ -110,16 +114,26 @@ class Reconciler:
         plan: EnginePlan,
         problems: list[Problem],
         now: datetime,
-    ) -> None:
+    ) -> bool:
         where = endpoint(engine_owner(engine), spec.service) if spec is not None else ""
         status = engine_status(engine, spec, replicas, plan=plan, problems=problems, endpoint=where, now=now)
         if status == engine.status:
-            return
-        await self._client.apply_status(ENGINES, world.engine, status)
+            return False
+        if await self._publish(ENGINES, world.engine, status):
+            return True
         if _condition(status, "Stalled") != _condition(engine.status, "Stalled"):
             stalled = _condition(status, "Stalled")
             if stalled is not None:
                 await self._events.say(world.engine, kind=WARNING, reason=stalled[0], message=stalled[1])
+        return False
+
+    async def _publish(self, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
+        """Write a status. True: the object is gone, or another one by now; the next pass sees which."""
+        try:
+            await self._client.apply_status(kind, seen, status)
+        except (Conflict, NotFound):
+            return True
+        return False
 
 
 def _spec(world: World) -> tuple[api.EngineSpec | None, list[Problem]]:
@@ -144,9 +158,10 @@ def _all_steps(
     for replica in replicas:
         if replica.name in ending:
             continue
-        taken = plan_replica(replica, revision=_revision(replica), now=now)
+        applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.rights, owner_uid=replica.uid)
+        # Rights of a deleted namesake are about to go, and a token that a pod gets by them would go with them.
+        taken = plan_replica(replica, revision=_revision(replica), hold=bool(problems_found), now=now)
         if replica.is_live and not any(isinstance(step, EndReplica) for step in taken):
-            applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.rights, owner_uid=replica.uid)
             steps += applied
             problems += problems_found
         steps += taken
@@ -173,7 +188,6 @@ def _result(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Resul
         return Result(look_again_seconds=0.0, refused=True)
     if acted:
         return Result(look_again_seconds=0.0)  # until a pass finds nothing to do, whatever the watches tell
-    if held:
-        return Result(look_again_seconds=HELD_SECONDS)
+    longest = HELD_SECONDS if held else RESYNC_SECONDS
     wait = plan.look_again_seconds
-    return Result(look_again_seconds=min(max(wait, 0.0), RESYNC_SECONDS) if wait is not None else RESYNC_SECONDS)
+    return Result(look_again_seconds=min(max(wait, 0.0), longest) if wait is not None else longest)

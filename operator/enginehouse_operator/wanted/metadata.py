@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -62,10 +62,20 @@ def marked(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest | {"metadata": inner | {"annotations": annotations}}
 
 
+_LIST_MAPS: Final = frozenset({"ports", "ownerReferences"})
+"""Lists whose entries have owners of their own: server-side apply leaves those of others."""
+
+
 def covers(seen: Any, wanted: Any) -> bool:
-    """Whether everything wanted is there as wanted. What the server or others added does not matter."""
+    """Whether everything wanted is there as wanted. What the server or others added does not matter, where an apply leaves it."""
     if isinstance(wanted, Mapping):
-        return isinstance(seen, Mapping) and all(key in seen and covers(seen[key], value) for key, value in wanted.items())
+        return isinstance(seen, Mapping) and all(
+            key in seen and (_holds if key in _LIST_MAPS else covers)(seen[key], value) for key, value in wanted.items()
+        )
     if isinstance(wanted, (list, tuple)):
         return isinstance(seen, (list, tuple)) and len(seen) == len(wanted) and all(map(covers, seen, wanted))
     return bool(seen == wanted)
+
+
+def _holds(seen: Any, wanted: Any) -> bool:
+    return isinstance(seen, (list, tuple)) and all(any(covers(found, entry) for found in seen) for entry in wanted)
