@@ -7,9 +7,10 @@ Does not decide what a failure leads to (``budget.py``).
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 REMOVED: Final = "Removed"
 """Class of a record that is no failure: a member was deleted by somebody early in its life. It delays, it costs no budget."""
@@ -21,24 +22,29 @@ PERMANENT_CLASSES: Final = frozenset({"InvalidConfig", "ModelNotFound", "Context
 """Classes of exit code 78: trying again cannot help."""
 
 
+_Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Code = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+_Time = Annotated[datetime, Meta(tz=True)]
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """One death as the API carries it. Times are UTC. Fields the reporter did not know are absent."""
+    """One death as the API carries it, within its schema. Times are UTC. Fields the reporter did not know are absent."""
 
     replica: str = ""
     replica_uid: str = msgspec.field(name="replicaUID", default="")
     revision: str = ""
     member: str = ""
-    role: str = ""
-    rank: int | None = None
-    incarnation: int | None = None
-    pid: int | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    class_: str = msgspec.field(name="class", default=UNKNOWN)
-    message: str = ""
+    role: Annotated[str, Meta(max_length=64)] = ""
+    rank: _Count | None = None
+    incarnation: _Count | None = None
+    pid: _Count | None = None
+    exit_code: _Code | None = None
+    signal: _Code | None = None
+    class_: Annotated[str, Meta(max_length=128)] = msgspec.field(name="class", default=UNKNOWN)
+    message: Annotated[str, Meta(max_length=32768)] = ""
     detected_by: str = ""
-    detected_time: datetime | None = None
-    reported_time: datetime | None = None
+    detected_time: _Time | None = None
+    reported_time: _Time | None = None
 
     @property
     def is_permanent(self) -> bool:

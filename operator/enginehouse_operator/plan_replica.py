@@ -76,20 +76,17 @@ _Ending = tuple[str, Failure, datetime | None]
 
 def _end_by(replica: Replica, member: Member) -> _Ending | None:
     row = replica.row_of(member)
-    if member.deletion_deadline is not None and member.failure is None:
+    if member.has_ended or (row is not None and row.state == "Failed"):
+        cause = _best_record(member, row)
+        # Unknown: the launcher itself died, or refused to start: its container ends, and the kubelet is about to say of what.
+        if cause is not None and (member.has_ended or cause.class_ != UNKNOWN):
+            return reasons.MEMBER_FAILED, cause, None
+    if member.deletion_deadline is not None:
         record = Failure(member=member.name, class_=REMOVED, message="the pod was deleted by somebody", detected_by="Pod")
         return reasons.MEMBER_REMOVED, record, member.deletion_deadline
     if member.has_ended:
-        cause = _best_record(member, row)
-        if cause is not None:
-            return reasons.MEMBER_FAILED, cause, None
         record = Failure(member=member.name, class_=REMOVED, message="the pod stopped in order, unasked", detected_by="Pod")
         return reasons.MEMBER_REMOVED, record, None
-    if row is not None and row.state == "Failed":
-        record = _best_record(member, row) or Failure(member=member.name, message="its monitor reported it as failed")
-        if record.class_ == UNKNOWN:
-            return None  # the launcher itself died: its container has ended, and the kubelet is about to say of what
-        return reasons.MEMBER_FAILED, record, None
     return None
 
 
@@ -98,11 +95,16 @@ def _best_record(member: Member, row: Row | None) -> Failure | None:
     reported = row.failures if row is not None else ()
     words = member.failure
     if words is None:
-        return msgspec.structs.replace(reported[-1], member=member.name) if reported and not member.succeeded else None
+        return msgspec.structs.replace(_gravest(reported), member=member.name) if reported and not member.succeeded else None
     told = [record for record in reported if record.class_ != UNKNOWN]
     same = [record for record in told if _who(record) == _who(words)]
     vague = told[-1:] if words.class_ in (UNKNOWN, "ExitCode") else []
     return msgspec.structs.replace((same or vague or [words])[-1], member=member.name)
+
+
+def _gravest(reported: tuple[Failure, ...]) -> Failure:
+    """What trying again cannot help goes before what may have followed from it; else the newest."""
+    return next((record for record in reported if record.is_permanent), reported[-1])
 
 
 def _who(record: Failure) -> tuple[str, int | None, int | None, int | None]:
@@ -112,7 +114,7 @@ def _who(record: Failure) -> tuple[str, int | None, int | None, int | None]:
 def _lost(replica: Replica, row: Row) -> _Ending | None:
     """A row whose pod is gone, or was replaced by one of the same name."""
     if row.failures:
-        return reasons.MEMBER_FAILED, msgspec.structs.replace(row.failures[-1], member=row.name), None
+        return reasons.MEMBER_FAILED, msgspec.structs.replace(_gravest(row.failures), member=row.name), None
     if row.state in ("Draining", "Ended"):
         record = Failure(member=row.name, class_=REMOVED, message="the pod was deleted by somebody", detected_by="Pod")
         return reasons.MEMBER_REMOVED, record, None

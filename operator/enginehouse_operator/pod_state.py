@@ -36,19 +36,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """It will not go away by itself: ``Stalled``."""
 
 
-class TerminationMessage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the launcher leaves in /dev/termination-log."""
-
-    class_: str = msgspec.field(name="class", default=UNKNOWN)
-    message: str = ""
-    role: str | None = None
-    rank: int | None = None
-    incarnation: int | None = None
-    pid: int | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-
-
 def pod_problem(pod: Mapping[str, Any]) -> Problem | None:
     """Why the pod does not run, or None when nothing is known to be wrong."""
     status, name = pod.get("status") or {}, pod["metadata"]["name"]
@@ -75,7 +62,7 @@ def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
         ended = (container.get("state") or {}).get("terminated")
         if container["name"] == names.ENGINE_CONTAINER and ended and ended.get("exitCode") != 0:
             finished = msgspec.convert(ended["finishedAt"], datetime) if ended.get("finishedAt") else None
-            return _ended_container(ended, common | {"detected_time": finished, "role": "launcher"})
+            return _ended_container(ended, status, common | {"detected_time": finished})
     for container in _containers(status):
         ended = (container.get("state") or {}).get("terminated")
         if ended and ended.get("exitCode") != 0 and container["name"] != names.MONITOR_CONTAINER:
@@ -84,24 +71,28 @@ def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
     return Failure(class_=status.get("reason") or UNKNOWN, message=status.get("message") or "the pod failed", **common)
 
 
-def _ended_container(ended: Mapping[str, Any], common: dict[str, Any]) -> Failure:
+def _ended_container(ended: Mapping[str, Any], status: Mapping[str, Any], common: dict[str, Any]) -> Failure:
     code = ended.get("exitCode")
     words = _last_words(ended.get("message") or "")
     if words is not None:
-        given = {name: value for name in ("role", "rank", "incarnation", "pid") if (value := getattr(words, name)) is not None}
-        exit_code = words.exit_code if words.exit_code is not None or words.signal is not None else code
-        return Failure(class_=words.class_, message=words.message, exit_code=exit_code, signal=words.signal, **common | given)
+        told = words.exit_code is not None or words.signal is not None
+        role = words.role or "launcher"
+        return msgspec.structs.replace(words, role=role, exit_code=words.exit_code if told else code, **common)
+    common["role"] = "launcher"
     if ended.get("reason") == "OOMKilled":
         return Failure(class_="OutOfMemory", signal=9, message="the container ran out of its memory limit", **common)
+    if status.get("reason"):  # the kubelet ended the whole pod, for instance to free the node
+        return Failure(class_=status["reason"], exit_code=code, message=status.get("message") or "", **common)
     if code is not None and code > SIGNAL_BASE:
         return Failure(class_="Signal", signal=code - SIGNAL_BASE, message=ended.get("message") or "", **common)
     class_ = reasons.INVALID_CONFIG if code == EXIT_CONFIG else "ExitCode"
     return Failure(class_=class_, exit_code=code, message=ended.get("message") or "", **common)
 
 
-def _last_words(text: str) -> TerminationMessage | None:
+def _last_words(text: str) -> Failure | None:
+    """What the launcher leaves in /dev/termination-log. Any image may write there: None for what is no record of a failure."""
     try:
-        return msgspec.json.decode(text, type=TerminationMessage)
+        return msgspec.json.decode(text, type=Failure)
     except msgspec.MsgspecError:
         return None
 
@@ -146,7 +137,8 @@ def _waiting(pod: str, container: Mapping[str, Any], reason: str, message: str) 
     if reason == "CreateContainerConfigError":
         missing = _SECRET.search(message)
         wanted = f"there is no secret {missing[1]!r} in this namespace: create it" if missing else message
-        return Problem(reason=reasons.SECRET_NOT_FOUND, message=f"container {name}: {wanted}")
+        reason = reasons.SECRET_NOT_FOUND if "secret" in message.lower() else reasons.CONTAINER_NOT_CREATED
+        return Problem(reason=reason, message=f"container {name}: {wanted}")
     if reason in _CREATE_REASONS:
         return Problem(reason=reasons.CONTAINER_NOT_CREATED, message=f"container {name} of pod {pod}: {message or reason}")
     if reason == "CrashLoopBackOff" and name == names.MONITOR_CONTAINER:

@@ -281,3 +281,43 @@ def test_a_row_of_another_pod_of_the_same_name_means_that_the_member_is_lost() -
     world = settled()
     world.change_member(world.live[0].members[0].name, uid="another")
     assert ends(world.plans()[1]) == [(world.name_of(0, 1), reasons.MEMBER_LOST)]
+
+
+NOT_FOUND = Failure(class_="ModelNotFound", message="file:///nowhere does not exist", role="launcher", exit_code=78)
+
+
+@pytest.mark.parametrize("order", [("row", "pod"), ("pod", "row"), ("pod",)])
+def test_a_model_that_is_not_there_stalls_whichever_report_comes_first(order: tuple[str, ...]) -> None:
+    world = World(engine_spec())
+    world.one_pass()
+    world.one_pass()
+    (replica,) = world.live
+    for report in order:
+        if report == "row":
+            reported(world, "Failed")  # the launcher refused before it started a process, so no process has failed
+        else:
+            world.change_member(replica.members[0].name, has_ended=True, failure=NOT_FOUND)
+        if order[0] == "row" and report == "row":
+            assert world.plans()[1] == (), "the kubelet is about to say"
+    assert written_failure(world).class_ == "ModelNotFound"
+    world.settle()
+    (verdict,) = world.plans()[0].waiting
+    assert (verdict.reason, verdict.not_before) == (reasons.MODEL_NOT_FOUND, None)
+    assert sum(world.births.values()) == 2, "one replica and its pod"
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_a_cause_that_cannot_go_away_is_told_before_what_followed_from_it(vanished: bool) -> None:
+    world = settled()
+    refused = Failure(class_="ContextTooSmall", exit_code=78, **CORE)
+    reported(world, "Failed", refused, Failure(class_="ExitCode", exit_code=1, role="api-server", pid=18))
+    if vanished:
+        world.vanish(world.live[0].name)
+    assert written_failure(world).class_ == "ContextTooSmall"
+
+
+def test_a_death_counts_although_somebody_deletes_its_pod_at_the_same_time() -> None:
+    world = settled()
+    reported(world, "Failed", Failure(class_="Signal", signal=9, **CORE))
+    world.remove(world.live[0].name)
+    assert ends(world.plans()[1]) == [(world.name_of(0, 1), reasons.MEMBER_FAILED)]

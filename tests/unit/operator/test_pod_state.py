@@ -43,6 +43,16 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
             reasons.SECRET_NOT_FOUND,
             "'hf'",
         ),
+        (
+            a_pod(containerStatuses=[waiting("CreateContainerConfigError", "couldn't find key token in Secret n/hf")]),
+            reasons.SECRET_NOT_FOUND,
+            "key token",
+        ),
+        (
+            a_pod(containerStatuses=[waiting("CreateContainerConfigError", 'configmap "c" not found')]),
+            reasons.CONTAINER_NOT_CREATED,
+            'configmap "c"',
+        ),
         (a_pod(containerStatuses=[waiting("CreateContainerError", "no device")]), reasons.CONTAINER_NOT_CREATED, "no device"),
         (
             a_pod(initContainerStatuses=[waiting("CrashLoopBackOff", "back-off 10s", "monitor")]),
@@ -100,7 +110,16 @@ LAST_WORDS = json.dumps(
         (ended(exitCode=78), {"class_": "InvalidConfig", "exit_code": 78}),
         (ended(exitCode=1, message='{"class": 3}'), {"class_": "ExitCode", "exit_code": 1}),
         (a_pod(phase="Failed", reason="Evicted", message="low on memory"), {"class_": "Evicted", "message": "low on memory"}),
+        (
+            a_pod(phase="Failed", reason="Evicted", message="low", containerStatuses=[container(terminated={"exitCode": 137})]),
+            {"class_": "Evicted", "message": "low", "exit_code": 137},
+        ),
         (a_pod(phase="Failed"), {"class_": "Unknown"}),
+        # Words of any image, which the schema of spec.end would refuse: then the replica could never end.
+        (ended(exitCode=1, message=json.dumps({"class": "x" * 129})), {"class_": "ExitCode", "exit_code": 1}),
+        (ended(exitCode=1, message=json.dumps({"class": "A", "rank": -1})), {"class_": "ExitCode", "exit_code": 1}),
+        (ended(exitCode=1, message=json.dumps({"class": "A", "pid": 2**40})), {"class_": "ExitCode", "exit_code": 1}),
+        (ended(exitCode=1, message=json.dumps({"class": "A", "detectedTime": "2026-01-01T00:00:00"})), {"class_": "ExitCode"}),
         (
             a_pod(phase="Failed", containerStatuses=[container("helper", terminated={"exitCode": 3, "reason": "Error"})]),
             {"class_": "ExitCode", "exit_code": 3, "role": "helper"},
