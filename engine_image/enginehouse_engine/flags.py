@@ -7,6 +7,8 @@ machine, the model or the environment.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from enginehouse_engine.config import ConfigError, ParallelConfig
 
 EXECUTORS = ("InProcess", "Multiprocess", "Simulated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_LONGEST_SECONDS = 24 * 3600
+"""As in the InferenceEngine's schema; the kernel's waits take no more than 24 days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None = None) -> Options:
     """Options from the command line (default: this process's own). Raises ConfigError; exits after ``--help``."""
+    argv = sys.argv[1:] if argv is None else argv
+    if foreign := [text for text in argv if not _is_text(text)]:
+        raise ConfigError(f"{foreign[0]!r} is no UTF-8 text: rename what it names")
     given = _parser().parse_args(argv)
     if not given.model and given.executor != "Simulated":
         raise ConfigError("--model is missing: give a GGUF file, a Hugging Face folder or hf://org/name")
@@ -200,14 +208,20 @@ def _add_pod(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--replica-uid", metavar="UID", help="identity of the replica (default: made up)")
 
 
+def _is_text(argument: str) -> bool:
+    """Python hands over bytes that are no UTF-8 as lone surrogates, which no message or file of ours can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    # Unlike pathlib's, this leaves ~NOBODY alone instead of raising: the file is then said not to be there.
+    return Path(os.path.expanduser(text)).absolute()
 
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    if not 0 <= value <= _LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 to {_LONGEST_SECONDS}")
     return value
 
 

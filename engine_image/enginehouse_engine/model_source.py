@@ -39,7 +39,7 @@ def resolve(uri: str, *, revision: str = "main", cache_dir: Path | None = None) 
     if "://" in uri:
         scheme = uri.partition("://")[0]
         raise ModelNotFound(f"{uri}: unknown scheme {scheme!r}; wanted a path, file:///PATH or hf://ORG/NAME")
-    return _checked(Path(uri).expanduser().absolute(), uri)
+    return _checked(Path(os.path.expanduser(uri)).absolute(), uri)
 
 
 def _checked(path: Path, uri: str) -> Path:

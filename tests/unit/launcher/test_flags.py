@@ -78,6 +78,8 @@ def test_a_simulated_engine_needs_no_model() -> None:
         (["--model", "m", "--executor", "Ray"], "invalid choice: 'Ray'"),
         (["--model", "m", "--drain-timeout-seconds", "-1"], "-1 is no number of seconds"),
         (["--model", "m", "--drain-timeout-seconds", "nan"], "nan is no number of seconds"),
+        (["--model", "m", "--startup-timeout-seconds", "3000000"], "3000000 is no number of seconds from 0 to 86400"),
+        (["--model", "broken-\udcff"], "is no UTF-8 text"),
         (["--model", "m", "--max-context-length", "10", "--min-context-length", "20"], "is below --min-context-length 20"),
         (["--model", "m", "--api-server", "2"], "unrecognized arguments: --api-server"),
     ],
@@ -95,6 +97,12 @@ def test_wrong_flags_are_named(argv: list[str], said: str) -> None:
         (["--model", "ftp://x"], "ModelNotFound: ftp://x: unknown scheme"),
         (["--executor", "Simulated", "--memory-limit-bytes", "1000"], "InvalidConfig: 0 MiB at 90 % leave 0 MiB"),
         ([], "InvalidConfig: --model is missing"),
+        (["--executor", "Simulated", "--host", "a" * 70], f"InvalidConfig: --host {'a' * 70} is no address of this machine"),
+        (["--model", "~nobody-of-this-name/m"], "ModelNotFound: ~nobody-of-this-name/m: "),
+        (
+            ["--executor", "Simulated", "--api-key-file", "~nobody-of-this-name/key"],
+            "InvalidConfig: API server 0: the API key's file",
+        ),
     ],
 )
 def test_what_cannot_work_ends_with_78_in_one_line(argv: list[str], said: str) -> None:
