@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
-        asyncio.run(_main(flags))
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(_main(flags))
     except LeaseLost as error:
         logging.getLogger("enginehouse.operator").error("%s: the process ends", error)
         return 1
@@ -28,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _main(flags: operator_flags.Flags) -> None:
+    # Until kopf takes them over, when this process leads. The first process of a container hears no signal without a handler.
+    main_task = asyncio.current_task()
+    if main_task is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, main_task.cancel)
     async with KubernetesClient(await configure()) as client:
         await run(flags, client)
 

@@ -33,7 +33,7 @@ def registry(wake: Callable[[Key], None]) -> kopf.OperatorRegistry:
     async def replica_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         wake((namespace or "", labels[names.LABEL_ENGINE]))
 
-    @kopf.on.event("", "v1", "pods", labels={names.LABEL_REPLICA: kopf.PRESENT}, registry=found)
+    @kopf.on.event("", "v1", "pods", labels={names.LABEL_REPLICA: kopf.PRESENT, names.LABEL_ENGINE: kopf.PRESENT}, registry=found)
     async def member_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         wake((namespace or "", labels[names.LABEL_ENGINE]))
 

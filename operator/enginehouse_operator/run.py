@@ -21,7 +21,7 @@ from .act import Actor
 from .events import Events
 from .flags import Flags
 from .health import serve_health, serve_metrics
-from .kubernetes_client import REPLICAS, ApiError, KubernetesClient, NotFound
+from .kubernetes_client import ENGINES, REPLICAS, ApiError, Kind, KubernetesClient, NotFound
 from .lease import Lease
 from .queue import Again, Key, KeyedQueue
 from .reconcile import Reconciler
@@ -42,7 +42,8 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
             servers.push_async_callback((await serve_health(flags.health_port, lambda: queue.longest_running_seconds)).cleanup)
         if flags.metrics_port:
             servers.push_async_callback((await serve_metrics(flags.metrics_port, lambda: queue.depth)).cleanup)
-        await wait_for_kinds(client, flags.namespace or flags.lease_namespace)
+        for kind in (ENGINES, REPLICAS):
+            await wait_for_kind(client, kind, flags.namespace or flags.lease_namespace)
         lease = Lease(client, namespace=flags.lease_namespace, identity=flags.identity)
         await lease.acquire()
         metrics.IS_LEADER.set(1)
@@ -70,13 +71,13 @@ async def first_of(*parts: Awaitable[None]) -> None:
         task.result()
 
 
-async def wait_for_kinds(client: KubernetesClient, namespace: str) -> None:
-    """Until the API server knows both kinds. Says what to do while it does not."""
+async def wait_for_kind(client: KubernetesClient, kind: Kind, namespace: str) -> None:
+    """Until the API server knows it. Says what to do while it does not."""
     while True:
         try:
-            await client.list(REPLICAS, namespace, limit=1)
+            await client.list(kind, namespace, limit=1)
         except NotFound:
-            log.warning("the API server does not know EngineReplica: kubectl apply -f crds/")
+            log.warning("the API server does not know %s of %s: kubectl apply -f crds/", kind.plural, kind.api_version)
         except ApiError as error:
             log.warning("the API server: %s", error)
         else:

@@ -1,0 +1,53 @@
+"""The operator as a process that does not lead yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_SECONDS = 60
+NOWHERE = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "current-context": "c",
+    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+    "users": [{"name": "u", "user": {}}],
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_operator_that_waits_ends_in_order_when_asked_to(tmp_path: Path, number: signal.Signals) -> None:
+    """As the first process of its container it would not even hear a signal that it has no handler for."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(NOWHERE))
+    flags = ["--engine-image=e", "--monitor-image=m", "--lease-namespace=n", "--health-port=0", "--metrics-port=0"]
+    operator = subprocess.Popen(
+        [sys.executable, "-m", "enginehouse_operator", *flags],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": str(ROOT / "operator")},
+        stderr=subprocess.PIPE,
+    )
+    assert operator.stderr is not None
+    try:
+        log, until = b"", time.monotonic() + DEADLINE_SECONDS
+        while b"the API server:" not in log:
+            assert select.select([operator.stderr], [], [], until - time.monotonic())[0], log
+            read = os.read(operator.stderr.fileno(), 65536)
+            assert read, log
+            log += read
+        operator.send_signal(number)
+        rest = operator.communicate(timeout=DEADLINE_SECONDS)[1]
+    finally:
+        operator.kill()
+        operator.wait()
+    assert operator.returncode == 0, log + rest
+    assert b"Traceback" not in rest
