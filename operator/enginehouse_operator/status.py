@@ -101,7 +101,7 @@ def _engine_conditions(
         worst = person = None
     else:
         why = person or worst
-        reason, words = (why.reason, f"{count}: {why.message}") if why is not None else (way, count)
+        reason, words = (why.reason, f"{count}: {why.message}") if why is not None else (way, _with_what_starts(count, live))
         serving = Condition(type="Ready", is_true=False, reason=reason, message=words)
         moves = person is None
         progressing = Condition(type="Progressing", is_true=moves, reason=way if moves else reason, message=words)
@@ -111,7 +111,9 @@ def _engine_conditions(
         reason=reasons.SOME_REPLICAS_SERVE if ready else reasons.NO_REPLICA_SERVES,
         message=count,
     )
-    found = [serving, available, progressing, _context_fit(problems, context)]
+    shortest = spec.context.min_length if spec is not None else 1
+    fit = _context_fit(problems, context if context is not None and context >= shortest else None)
+    found = [serving, available, progressing, fit]
     if progressing.is_true:
         found.append(msgspec.structs.replace(progressing, type="Reconciling"))
     if person is not None:
@@ -165,12 +167,23 @@ def _pod_problems(replicas: Iterable[Replica]) -> Iterable[Problem]:
                 yield member.problem
 
 
+def _with_what_starts(count: str, live: list[Replica]) -> str:
+    first = next((replica for replica in live if not replica.is_ready), None)
+    return count if first is None else f"{count}: {first.name}: {_what_starts(first)}"
+
+
 def _what_starts(replica: Replica) -> str:
-    if not replica.members:
+    if replica.leader is None:
         return "its pod is being made"
-    rows = [row for row in map(replica.row_of, replica.members) if row is not None]
-    states = ", ".join(f"rank {rank.rank} {rank.state}" for rank in replica.ranks) or ", ".join(row.state for row in rows)
-    return states or "its pod starts"
+    silent = next((member.name for member in replica.members if replica.row_of(member) is None), None)
+    if silent is not None:
+        # The kubelet tells a missing secret of a volume in Events alone.
+        auth = replica.copy.auth if replica.copy is not None else None
+        needs = f", secret {auth.api_key_secret_ref.name!r} of spec.auth among them" if auth is not None else ""
+        return f"pod {silent} waits for its volumes and containers{needs}: kubectl describe pod {silent} says for which"
+    if any(rank.state != "Serving" for rank in replica.ranks) or not replica.ranks:
+        return ", ".join(f"rank {rank.rank} {rank.state}" for rank in replica.ranks) or "its launcher starts"
+    return f"pod {replica.leader.name} does not answer its readiness probe yet, or its node is gone"
 
 
 def _context(previous: dict[str, Any], ready: list[Replica], *, all_ready: bool) -> dict[str, Any]:

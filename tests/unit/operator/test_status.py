@@ -199,3 +199,26 @@ def test_a_replica_says_what_it_waits_for_and_how_it_ended() -> None:
     replica = next(iter(world.replicas.values()))
     ready, ended = replica_status(replica, problems=(), now=world.now)["conditions"]
     assert (ready["status"], ended["status"], ended["reason"]) == ("False", "True", reasons.SCALE_DOWN)
+
+
+def test_a_context_length_of_the_spec_before_does_not_fit_a_larger_minimum() -> None:
+    world = settled()
+    announce(world, 0, 4096)
+    assert conditions(published(world))["ContextFit"] == ("True", reasons.FITS)
+    world.spec = engine_spec(context=api.Context(min_length=8192))
+    assert conditions(published(world))["ContextFit"] == ("Unknown", reasons.NOT_KNOWN)
+
+
+def test_what_starts_is_named_with_what_it_waits_for() -> None:
+    world = World(engine_spec(auth=api.Auth(api_key_secret_ref=api.KeyRef(name="keys", key="k"))))
+    for _ in range(2):
+        world.one_pass()
+    (replica,) = world.live
+    pod = replica.members[0]
+    message = next(found["message"] for found in published(world)["conditions"] if found["type"] == "Ready")
+    assert message.startswith(f"0 of 1 replicas serve: {replica.name}: pod {pod.name} ")
+    assert "kubectl describe pod" in message
+    row = Row(name=pod.name, uid=pod.uid, state="Starting", ranks=(RankRow(rank=0, state="Starting"),))
+    world.change(replica, rows=(row,))
+    message = next(found["message"] for found in published(world)["conditions"] if found["type"] == "Ready")
+    assert message == f"0 of 1 replicas serve: {replica.name}: rank 0 Starting"
