@@ -7,6 +7,8 @@ Does not decide anything and does not import torch.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ def build_step(plan: StepPlan, *, end_token_ids: tuple[int, ...]) -> tuple[StepI
     """
     choosing = sorted((part for part in plan.scheduled if part.samples), key=lambda part: (part.count > 1, part.start))
     parts = choosing + [part for part in plan.scheduled if not part.samples]
-    tokens: list[int] = []
+    tokens = array("i")
     for part in parts:
         tokens += part.sequence.tokens[part.start : part.start + part.count]
     ends = [part.start + part.count for part in parts]
@@ -72,7 +74,7 @@ def _sampling_input(sequences: list[Sequence], end_token_ids: tuple[int, ...]) -
         return None
     settings = [sequence.sampling for sequence in sequences]
     history_rows: list[NDArray[np.int32]] = []
-    history_tokens: list[int] = []
+    history_tokens = array("i")
     history_generated: list[NDArray[np.bool_]] = []
     biases: list[tuple[int, int, float]] = []
     for row, sequence in enumerate(sequences):

@@ -8,6 +8,7 @@ Does not know sockets, processes or time (``process.py``), nor how a model is ru
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Iterable
 
 from enginehouse_engine.config import ConfigError, EngineConfig
@@ -65,7 +66,7 @@ class EngineCore:
         sequence = Sequence(
             front_end=front_end,
             request_id=submit.request_id,
-            tokens=tokens,
+            tokens=array("i", tokens),
             prompt_length=len(tokens),
             sampling=submit.sampling,
             seed=secrets.randbits(64) if seed is None else seed % 2**64,

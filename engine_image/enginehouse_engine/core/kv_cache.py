@@ -24,7 +24,7 @@ class OutOfBlocks(Exception):
     """Fewer free blocks than asked for; nothing was handed out."""
 
 
-def extend_hashes(hashes: list[bytes], tokens: Sequence[int], *, block_size: int) -> None:
+def extend_hashes(hashes: list[bytes], tokens: array[int], *, block_size: int) -> None:
     """Append the hashes of all full blocks of ``tokens`` that ``hashes`` does not hold yet.
 
     Each hash covers its block's tokens and the hash before it, hence the whole prefix. It is cryptographic because prompts
@@ -32,7 +32,7 @@ def extend_hashes(hashes: list[bytes], tokens: Sequence[int], *, block_size: int
     """
     for index in range(len(hashes), len(tokens) // block_size):
         digest = hashlib.blake2b(hashes[-1] if hashes else b"", digest_size=_DIGEST_BYTES)
-        digest.update(array("i", tokens[index * block_size : (index + 1) * block_size]).tobytes())
+        digest.update(tokens[index * block_size : (index + 1) * block_size])
         hashes.append(digest.digest())
 
 

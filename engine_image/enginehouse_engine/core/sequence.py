@@ -6,6 +6,7 @@ Does not decide anything: ``scheduler.py`` moves it on, ``engine_core.py`` says 
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from enginehouse_engine.protocol import Sampling
@@ -17,8 +18,8 @@ class Sequence:
 
     front_end: int
     request_id: str
-    tokens: list[int]
-    """Prompt, then everything generated so far."""
+    tokens: array[int]
+    """Prompt, then everything generated so far: int32, since prompts wait in numbers that no budget holds as lists."""
     prompt_length: int
     sampling: Sampling
     seed: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,18 @@ def run(engine: EngineCore, front_end: int = 0) -> dict[str, list[RequestOutput]
         for output in engine.step().get(front_end, ()):
             outputs.setdefault(output.request_id, []).append(output)
     return outputs
+
+
+def test_a_queue_of_long_prompts_costs_little_memory() -> None:
+    """One HTTP request may queue 2048 answers: as lists of numbers their prompts alone would be 600 MB."""
+    engine = core()
+    prompt = pack_tokens([200] * 8000)
+    tracemalloc.start()
+    for index in range(40):
+        assert engine.add(Submit(str(index), prompt, Sampling(max_tokens=1)), front_end=0) is None
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used / (40 * 8000) < 5
 
 
 def tokens_of(outputs: list[RequestOutput]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(tokens=st.lists(st.integers(0, 1), min_size=2, max_size=12))
     def take(self, tokens: list[int]) -> None:
         hashes: list[bytes] = []
-        extend_hashes(hashes, tokens, block_size=BLOCK_SIZE)
+        extend_hashes(hashes, array("i", tokens), block_size=BLOCK_SIZE)
         reused = self.pool.match(hashes)
         revived = [block for block in reused if self.pool.references(block) == 0]
         fresh = len(hashes) - len(reused)
@@ -111,8 +113,8 @@ def test_a_release_too_many_is_an_error() -> None:
 def test_hashes_agree_exactly_as_far_as_the_full_blocks_of_two_prompts_do(left: list[int], right: list[int]) -> None:
     hashes_left: list[bytes] = []
     hashes_right: list[bytes] = []
-    extend_hashes(hashes_left, left, block_size=4)
-    extend_hashes(hashes_right, right, block_size=4)
+    extend_hashes(hashes_left, array("i", left), block_size=4)
+    extend_hashes(hashes_right, array("i", right), block_size=4)
     for index, (one, other) in enumerate(zip(hashes_left, hashes_right, strict=False)):
         assert (one == other) == (left[: (index + 1) * 4] == right[: (index + 1) * 4])
 
@@ -121,8 +123,8 @@ def test_hashes_extended_token_by_token_equal_those_made_at_once() -> None:
     tokens = list(range(23))
     grown: list[bytes] = []
     for end in range(len(tokens) + 1):
-        extend_hashes(grown, tokens[:end], block_size=5)
+        extend_hashes(grown, array("i", tokens[:end]), block_size=5)
     at_once: list[bytes] = []
-    extend_hashes(at_once, tokens, block_size=5)
+    extend_hashes(at_once, array("i", tokens), block_size=5)
     assert grown == at_once
     assert len(grown) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +19,7 @@ def sequence(name: str, prompt: list[int], max_tokens: int) -> Sequence:
     return Sequence(
         front_end=0,
         request_id=name,
-        tokens=list(prompt),
+        tokens=array("i", prompt),
         prompt_length=len(prompt),
         sampling=Sampling(max_tokens=max_tokens),
         seed=0,
