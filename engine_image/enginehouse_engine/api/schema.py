@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 MOST_CHOICES: Final = 128
 MOST_LOGPROBS: Final = 20
+MOST_BIASES: Final = 300
 
 _INT64: Final = 2**63 - 1
 _TOKEN_ID: Final = 2**31 - 1
@@ -42,7 +43,7 @@ class Parameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=MOST_BIASES)] | None = None
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
 

@@ -86,6 +86,14 @@ def test_what_is_asked_for_is_passed_on(fields: dict[str, Any], expected: dict[s
         assert _sampling(request) == Sampling(max_tokens=5, **expected)
 
 
+def test_no_more_than_300_tokens_are_biased() -> None:
+    """Each costs every step time, and with ``n`` once for each answer: without a bound one request could hold up all others."""
+    assert len(_sampling(_chat(logit_bias={str(token): 1 for token in range(300)})).logit_bias) == 300
+    with pytest.raises(ApiError) as refused:
+        _chat(logit_bias={str(token): 1 for token in range(301)})
+    assert (refused.value.status, refused.value.detail.param) == (400, "logit_bias")
+
+
 def test_each_answer_has_its_own_seed_and_the_same_one_every_time() -> None:
     request = _chat(seed=2**63 - 1, n=3)
     assert [_sampling(request, answer).seed for answer in range(3)] == [2**63 - 1, 0, 1]
