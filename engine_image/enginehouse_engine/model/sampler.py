@@ -79,7 +79,8 @@ def _apply_biases(logits: torch.Tensor, sampling: SamplingInput) -> None:
 def _draw(logits: torch.Tensor, sampling: SamplingInput, rows: np.typing.NDArray[np.int64]) -> torch.Tensor:
     device = logits.device
     temperature = torch.from_numpy(sampling.temperature[rows]).to(device)[:, None]
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    # Relative to the best, so that a temperature next to zero makes minus infinities and not infinities, which have no softmax.
+    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
     uniform = torch.from_numpy(sampling.uniform[rows]).to(device)
     top_k, top_p = sampling.top_k[rows], sampling.top_p[rows]
     min_p = torch.from_numpy(sampling.min_p[rows]).to(device)

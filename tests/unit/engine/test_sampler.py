@@ -63,6 +63,8 @@ def only(*kept: int, temperature: float = 1.0) -> np.typing.NDArray[np.float64]:
     [
         ({}, only(0, 1, 2, 3, 4)),
         ({"temperature": 0.5}, only(0, 1, 2, 3, 4, temperature=0.5)),
+        ({"temperature": 1e-39}, only(1)),
+        ({"temperature": 1e-39, "top_p": 0.9}, only(1)),
         ({"temperature": 3.0}, only(0, 1, 2, 3, 4, temperature=3.0)),
         ({"top_k": 2}, only(1, 4)),
         ({"top_k": 99}, only(0, 1, 2, 3, 4)),
