@@ -208,7 +208,8 @@ def authorize(request: Request, api_key: bytes | None) -> None:
     if api_key is None:
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), api_key):
+    # Starlette has made Latin-1 of the header's bytes, whatever they were.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode("latin-1").strip(), api_key):
         raise errors.unauthorized()
 
 

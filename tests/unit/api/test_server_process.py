@@ -353,9 +353,10 @@ def test_a_model_it_cannot_read_is_said_to_the_launcher(tmp_path: Path) -> None:
         assert server.process.wait(DEADLINE_SECONDS) == 78
 
 
-def test_the_api_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("secret", ["s3cret", "schlüsselà"])
+def test_the_api_key_is_asked_for_where_it_matters(tmp_path: Path, secret: str) -> None:
     key = tmp_path / "key"
-    key.write_text("s3cret\n")
+    key.write_text(f"{secret}\n")
     with ApiServer(tmp_path, engine_config(api_key_file=str(key))) as server:
         server.core()
         server.launcher.wait_for("ready")
@@ -366,7 +367,7 @@ def test_the_api_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
                 assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
             assert httpx.post(server.url + "/v1/completions", json=ASK, headers=headers).status_code == 401
             assert httpx.post(server.url + "/v1/chat/completions", json=ASK, headers=headers).status_code == 401
-        right = {"Authorization": "Bearer s3cret"}
+        right = [("Authorization", f"Bearer {secret}".encode())]
         assert httpx.post(server.url + "/v1/completions", json=ASK, headers=right).status_code == 200
         assert httpx.get(server.url + "/v1/models", headers=right).status_code == 200
         assert [_get(server, path).status_code for path in ("/health", "/ready", "/metrics")] == [200] * 3
