@@ -49,7 +49,7 @@ class Invalid(ApiError):
 
 
 class Forbidden(ApiError):
-    """403: a quota, an admission policy, or a right that is missing."""
+    """403: a quota, an admission policy, or a right that is missing. Also an admission webhook that could not be asked (500)."""
 
 
 class Unavailable(ApiError):
@@ -224,5 +224,6 @@ def _result(what: str, status: int, content: bytes) -> Raw:
         status = status if status >= 400 else 500
     if 200 <= status < 300:
         return found
-    kind = _ERRORS.get(status, Unavailable)
-    raise kind(what, status=status, reason=str(found.get("reason", "")), message=str(found.get("message", "")))
+    message = str(found.get("message", ""))
+    kind = Forbidden if status == 500 and "calling webhook" in message else _ERRORS.get(status, Unavailable)
+    raise kind(what, status=status, reason=str(found.get("reason", "")), message=message)

@@ -94,7 +94,7 @@ MEANINGS: Final = {
     POD_REJECTED: "The API server refused the pod (422): usually spec.template or spec.resources; the message has its words.",
     OBJECT_REJECTED: "The API server refused a service, right or replica that the engine needs (422); the message has its words.",
     QUOTA_EXCEEDED: "A ResourceQuota of the namespace refused the pod: raise it or ask for less.",
-    FORBIDDEN: "The API server refused a request of the operator (403): admission policy or missing right.",
+    FORBIDDEN: "The API server refused a request (403): admission policy, missing right, or a webhook that does not answer.",
     NAME_TAKEN: "A service or other object with the name the engine needs belongs to somebody else: rename one of the two.",
     CLAIM_NOT_FOUND: "A PersistentVolumeClaim that the engine mounts does not exist in its namespace: create it.",
     SECRET_NOT_FOUND: "A secret that the engine refers to, or its key, does not exist in its namespace: create it.",
