@@ -57,6 +57,7 @@ def receive(connection: socket.socket) -> Datagram | None:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
     if not data:
+        close_all(descriptors)
         raise Closed("the other side closed the socket")
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(descriptors)

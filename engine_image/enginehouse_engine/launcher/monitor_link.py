@@ -44,7 +44,9 @@ class MonitorLink:
     retry_at: float = math.inf
     """When :meth:`connect` is due, on the clock that it is given."""
     _connection: socket.socket | None = None
+    _tried_at: float = -math.inf
     _retry_seconds: float = FIRST_RETRY_SECONDS
+    """From one try to the next; longer each time until the monitor has said something."""
     _processes: dict[Process, _Handed] = field(default_factory=dict)
     _deaths: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_DEATHS_KEPT))
     _state: dict[str, Any] | None = None
@@ -57,6 +59,7 @@ class MonitorLink:
         """Connect if it is due, and hand everything over. The monitor may not listen yet: then it is tried again."""
         if now < self.retry_at:
             return
+        self._tried_at = now
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             connection.connect(self.path)
@@ -64,11 +67,9 @@ class MonitorLink:
             connection.close()
             if self._retry_seconds == FIRST_RETRY_SECONDS:
                 logger.info("the monitor at %s is not there yet: %s", self.path, error)
-            self.retry_at = now + self._retry_seconds
-            self._retry_seconds = min(LONGEST_RETRY_SECONDS, 2 * self._retry_seconds)
+            self._try_later()
             return
         self.retry_at = math.inf
-        self._retry_seconds = FIRST_RETRY_SECONDS
         self._connection = connection
         self.loop.watch(connection.fileno(), self._read)
         self._send({"type": "hello", "version": messages.VERSION, "pid": os.getpid()}, (self.own_pipe,))
@@ -122,6 +123,7 @@ class MonitorLink:
             except messages.MessageError as error:
                 logger.error("ignored a message of the monitor: %s", error)
             else:
+                self._retry_seconds = FIRST_RETRY_SECONDS
                 if message is not None:
                     self.heard(message)
 
@@ -130,4 +132,8 @@ class MonitorLink:
             self.loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
-            self.retry_at = -math.inf
+            self._try_later()
+
+    def _try_later(self) -> None:
+        self.retry_at = self._tried_at + self._retry_seconds
+        self._retry_seconds = min(LONGEST_RETRY_SECONDS, 2 * self._retry_seconds)
