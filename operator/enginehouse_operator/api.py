@@ -72,10 +72,14 @@ class Parallelism(_Part, frozen=True, kw_only=True):
 
 
 class Resources(_Part, frozen=True, kw_only=True):
-    """Of the engine container; quantities as written."""
+    """Of the engine container; quantities as written, numbers as text, so that quotes around one change nothing."""
 
     limits: dict[str, str | int] = {}
     requests: dict[str, str | int] = {}
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "limits", {name: str(amount) for name, amount in self.limits.items()})
+        msgspec.structs.force_setattr(self, "requests", {name: str(amount) for name, amount in self.requests.items()})
 
 
 class Memory(_Part, frozen=True, kw_only=True):

@@ -60,11 +60,17 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
         )
     delay = delay_seconds(len(counted)) if own is not None else 0.0
     earliest = end_time(ended) + timedelta(seconds=delay) if own is not None else ended.created
+    when = f"{delay:.0f} s after the end of {ended.name}"
+    if resume_after is not None and resume_after > earliest:
+        earliest, when = (
+            resume_after,
+            f"at {resume_after:%Y-%m-%dT%H:%M:%SZ}, as the annotation {names.ANNOTATION_RESUME_AFTER} says",
+        )
     return Verdict(
-        not_before=max(earliest, resume_after) if resume_after is not None else earliest,
+        not_before=earliest,
         failures=counted,
-        reason=reasons.RESTART_DELAYED if delay else reasons.SUCCESSOR,
-        message=f"index {ended.spec.index} gets a successor {delay:.0f} s after the end of {ended.name}: {own or end.reason}",
+        reason=reasons.RESTART_DELAYED,
+        message=f"index {ended.spec.index} gets a successor {when}: {own or end.reason}",
     )
 
 

@@ -56,11 +56,9 @@ def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *
     kept, surplus = _choose(slots, copy, spec.desired_replicas)
     steps += _end_surplus(surplus, spec, now)
     outdated = [slot.live for slot in kept if slot.live is not None and not is_up_to_date(slot.live, copy)]
-    waiting: list[Verdict] = []
+    created, waiting = _create(engine, kept, spec, copy, now)
     if not hold:
-        steps += _roll(kept, outdated, spec, now)
-        created, waiting = _create(engine, kept, spec, copy, now)
-        steps += created
+        steps += [*_roll(kept, outdated, spec, now), *created]
     steps += _delete_succeeded(slots)
     delays = [seconds_between(now, verdict.not_before) for verdict in waiting if verdict.not_before is not None]
     return EnginePlan(

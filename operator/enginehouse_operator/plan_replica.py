@@ -85,8 +85,11 @@ def _end_by(replica: Replica, member: Member) -> _Ending | None:
         record = Failure(member=member.name, class_=REMOVED, message="the pod was deleted by somebody", detected_by="Pod")
         return reasons.MEMBER_REMOVED, record, member.deletion_deadline
     if member.has_ended:
-        record = Failure(member=member.name, class_=REMOVED, message="the pod stopped in order, unasked", detected_by="Pod")
-        return reasons.MEMBER_REMOVED, record, None
+        words = "the engine ended although nobody asked it to"
+        record = Failure(
+            member=member.name, role="launcher", class_="ExitCode", exit_code=0, message=words, detected_by="ContainerStatus"
+        )
+        return reasons.MEMBER_FAILED, record, None
     return None
 
 

@@ -92,6 +92,13 @@ def test_writing_defaults_out_changes_nothing(written: set[str]) -> None:
     assert api.parse_engine(spec(**{key: DEFAULTS[key] for key in written})).copy() == plain
 
 
+def test_a_quantity_is_the_same_as_number_and_as_text() -> None:
+    number = api.parse_engine(spec(resources={"limits": {"cpu": 2}, "requests": {"cpu": 1}})).copy()
+    text = api.parse_engine(spec(resources={"limits": {"cpu": "2"}, "requests": {"cpu": "1"}})).copy()
+    assert number == text
+    assert api.revision(number) == api.revision(text)
+
+
 def test_the_stored_copy_is_read_back_equal_and_leaves_out_what_does_not_concern_a_running_replica() -> None:
     parsed = api.parse_engine(spec(replicas=3, suspend=True, service={"port": 1}, context={"maxLength": 5}, template={"spec": {}}))
     stored = msgspec.to_builtins(parsed.copy())

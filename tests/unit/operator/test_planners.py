@@ -11,6 +11,7 @@ from world import World, engine_spec
 from enginehouse_operator import api, reasons, steps
 from enginehouse_operator.failures import Failure
 from enginehouse_operator.observe import Row
+from enginehouse_operator.plan_engine import plan_engine
 
 
 def settled(**changes: object) -> World:
@@ -104,8 +105,6 @@ def test_a_rollout_replaces_replicas_that_do_not_serve_at_once() -> None:
 
 
 def test_nothing_is_created_or_replaced_while_on_hold_but_scaling_down_goes_on() -> None:
-    from enginehouse_operator.plan_engine import plan_engine
-
     world = settled(replicas=2)
     replicas = tuple(world.replicas.values())
     changed = engine_spec(replicas=2, model=api.Model(uri="hf://a/c"))
@@ -147,7 +146,10 @@ def test_the_annotation_forgives_failures_and_may_set_a_later_start() -> None:
     world.settle()
     later = world.now + timedelta(seconds=100)
     world.engine = msgspec.structs.replace(world.engine, resume_after=later)
-    assert world.plans()[0].look_again_seconds == 100
+    plan = world.plans()[0]
+    assert plan.look_again_seconds == 100
+    assert plan.waiting[0].reason == reasons.RESTART_DELAYED
+    assert "2026-01-01T00:01:40Z, as the annotation enginehouse.dev/resume-after says" in plan.waiting[0].message
     world.settle()
     assert [(r.spec.epoch, r.created, r.spec.failures) for r in world.ready] == [(2, later, ())]
 
@@ -321,3 +323,24 @@ def test_a_death_counts_although_somebody_deletes_its_pod_at_the_same_time() -> 
     reported(world, "Failed", Failure(class_="Signal", signal=9, **CORE))
     world.remove(world.live[0].name)
     assert ends(world.plans()[1]) == [(world.name_of(0, 1), reasons.MEMBER_FAILED)]
+
+
+def test_what_waits_for_a_person_is_told_also_while_on_hold() -> None:
+    world = settled(replicas=2, restart=api.Restart(max_restarts=0))
+    world.kill(world.name_of(0, 1))
+    world.settle()
+    replicas = tuple(world.replicas.values())
+    plan = plan_engine(
+        world.engine, engine_spec(replicas=3, restart=api.Restart(max_restarts=0)), replicas, hold=True, now=world.now
+    )
+    assert [verdict.reason for verdict in plan.waiting] == [reasons.RESTART_BUDGET_SPENT]
+    assert plan.steps == ()
+
+
+def test_an_engine_that_ends_by_itself_has_failed_also_with_exit_code_0() -> None:
+    world = settled(restart=api.Restart(max_restarts=0))
+    world.change_member(world.live[0].members[0].name, has_ended=True, succeeded=True, is_ready=False)
+    failure = written_failure(world)
+    assert (failure.class_, failure.exit_code, failure.costs_budget) == ("ExitCode", 0, True)
+    world.settle()
+    assert [verdict.reason for verdict in world.plans()[0].waiting] == [reasons.RESTART_BUDGET_SPENT]

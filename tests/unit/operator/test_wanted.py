@@ -83,7 +83,7 @@ def test_the_grace_period_covers_the_drain() -> None:
 def test_a_gpu_is_asked_for_as_written() -> None:
     resources = api.Resources(limits={"nvidia.com/gpu": 2, "memory": "8Gi"})
     assert containers(rendered(engine_copy(resources=resources)))["engine"]["resources"] == {
-        "limits": {"nvidia.com/gpu": 2, "memory": "8Gi"}
+        "limits": {"nvidia.com/gpu": "2", "memory": "8Gi"}
     }
 
 
