@@ -132,7 +132,7 @@ def register(
     """
     deadline = time.monotonic() + deadline_seconds
     # Before connecting: an answer then proves that the launcher was alive after this took effect.
-    _die_with_parent()
+    die_with_parent()
     read_end, write_end = open_death_pipe()
     pidfd = os.pidfd_open(os.getpid())
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -179,8 +179,11 @@ def open_death_pipe() -> tuple[int, int]:
     return read_end, write_end
 
 
-def _die_with_parent() -> None:
-    """The kernel kills this process when its parent dies: second line beside end of file on the control socket."""
+def die_with_parent() -> None:
+    """The kernel kills this process when its parent dies: second line beside end of file on the control socket.
+
+    Raises RegistrationError when it will not.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         number = ctypes.get_errno()

@@ -24,6 +24,8 @@ from enginehouse_engine.launcher.termination import Exit
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LEFTOVER_SECONDS: Final = 2.0
+MOST_DESCRIPTORS: Final = 65536
+"""Each client of an API server takes one; the usual limit of 1024 is for programs that use select(2)."""
 
 
 def become_reaper() -> None:
@@ -31,6 +33,14 @@ def become_reaper() -> None:
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError("this kernel does not let the launcher adopt orphans (PR_SET_CHILD_SUBREAPER)")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def raise_descriptor_limit() -> None:
+    """As far as this machine lets us, for this process and those that it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @dataclass

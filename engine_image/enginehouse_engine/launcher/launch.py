@@ -47,6 +47,7 @@ def launch(options: Options, *, command_line: CommandLine = command_lines.comman
     """Run one engine until it ends; the exit code of this process. ``command_line`` says how a process is started."""
     started = time.monotonic()
     children.become_reaper()
+    children.raise_descriptor_limit()
     try:
         listener = http_listener.bind(options.host, options.port)
     except http_listener.BindError as error:
@@ -92,7 +93,9 @@ class Launcher:
         self._children = children.Children()
         self._oom_kills = cgroup.oom_kills()
         self._loop = EventLoop()
-        self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT), self._signal)
+        # A terminal that goes away ends the engine in order, but not one that was started with nohup.
+        hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *hang_up), self._signal)
         self._control = ControlServer(self._loop, self._files.launcher_socket, self)
         self._lifecycle = Lifecycle(
             processes=processes(api_servers=options.api_servers, ranks=options.parallel.data),

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.launcher.termination import EXCEPTION, INVALID_CONFIG, TRYING_AGAIN_CANNOT_HELP
+from enginehouse_engine.registration import die_with_parent
 
 
 def main() -> int:
     """Exit code 0; or 78, or 1 where another time may help, with the reason on standard output."""
     from enginehouse_engine import model_source
 
+    die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("uri")
     parser.add_argument("--revision", required=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from enginehouse_engine.launcher import children
 from enginehouse_engine.launcher.launch import make_run_directory
 
 DEADLINE_SECONDS = 30.0
@@ -213,12 +215,37 @@ def test_a_start_that_takes_too_long_names_the_missing_one_and_its_stage(launche
     assert f"StartupTimeout: not ready after 2 s, waiting for: {missing}" in one.text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_starting_ends_it_at_once_with_zero(launched: Any, number: int) -> None:
     one = launched({"api-server 0": "bound", "engine-core 0": "stage=load,deaf"})
     one.until("does deaf")
     one.process.send_signal(number)
     assert one.wait() == 0
+
+
+def test_a_hang_up_that_somebody_has_ignored_stays_ignored(launched: Any) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup does; children inherit it.
+    try:
+        one = launched(SERVES)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    one.ready()
+    one.process.send_signal(signal.SIGHUP)
+    one.process.terminate()
+    assert one.wait() == 0
+    assert "SIGHUP" not in one.text()
+
+
+def test_processes_may_open_as_many_descriptors_as_the_machine_lets_them(launched: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        one = launched(SERVES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    one.ready()
+    limits = resource.prlimit(one.pid("API server 0"), resource.RLIMIT_NOFILE)
+    assert limits == (min(hard, children.MOST_DESCRIPTORS), hard)
 
 
 def test_a_second_signal_cuts_the_drain(launched: Any) -> None:
@@ -316,6 +343,18 @@ def test_a_hub_that_is_not_there_may_be_tried_again(launched: Any, monkeypatch: 
     one = launched(SERVES, "--model", "hf://org/model/tiny.gguf")
     assert one.wait() == 1
     assert "the engine ends: Exception: hf://org/model/tiny.gguf: the hub cannot be reached" in one.text()
+
+
+def test_a_download_does_not_outlive_the_launcher(launched: Any, hub: Any) -> None:
+    one = launched(SERVES, "--model", "hf://org/model/slow.gguf")
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not hub:
+        assert time.monotonic() < deadline, one.text()
+        time.sleep(0.01)
+    (child,) = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
+    with watched(int(child)) as gone:
+        one.process.kill()
+        assert gone()
 
 
 @pytest.mark.parametrize("end", ["signal", "deadline"])
