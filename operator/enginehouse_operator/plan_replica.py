@@ -13,19 +13,19 @@ from datetime import datetime
 import msgspec
 
 from . import names, reasons
-from .api import End
+from .api import End, revision
 from .failures import REMOVED, UNKNOWN, Failure
 from .observe import Member, Replica, Row
 from .steps import AnyStep, CreateMember, DeleteMember, EndReplica, LeaveService
 
 
-def plan_replica(replica: Replica, *, revision: str, hold: bool = False, now: datetime) -> tuple[AnyStep, ...]:
-    """Decide. ``revision`` is what the record of a failure carries; ``hold``: make no member at present."""
+def plan_replica(replica: Replica, *, hold: bool = False, now: datetime) -> tuple[AnyStep, ...]:
+    """Decide. ``hold``: make no member at present."""
     if replica.is_deleting:
         return ()
     if replica.spec.end is not None:
         return tuple(_stop(replica))
-    ending = _ending(replica, revision, now)
+    ending = _ending(replica, now)
     if ending is not None:
         return (ending,)
     if replica.copy is None or hold:
@@ -47,7 +47,7 @@ def _missing(replica: Replica, wanted: int) -> Iterable[AnyStep]:
             )
 
 
-def _ending(replica: Replica, revision: str, now: datetime) -> EndReplica | None:
+def _ending(replica: Replica, now: datetime) -> EndReplica | None:
     """The end that the world has decided: a dead, removed or lost member. A failure goes before a removal."""
     found = [_end_by(replica, member) for member in replica.members]
     present = {member.name: member.uid for member in replica.members}
@@ -57,8 +57,9 @@ def _ending(replica: Replica, revision: str, now: datetime) -> EndReplica | None
         return None
     reason, record, deadline = min(endings, key=lambda ending: _SEVERITY[ending[0]])
     detected = min(record.detected_time or now, now)  # another machine's clock may be ahead
+    made_from = revision(replica.copy) if replica.copy is not None else ""
     record = msgspec.structs.replace(
-        record, replica=replica.name, replica_uid=replica.uid, revision=revision, detected_time=detected
+        record, replica=replica.name, replica_uid=replica.uid, revision=made_from, detected_time=detected
     )
     return EndReplica(
         name=replica.name,

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
-
 from . import api, observe, reasons
 from .act import Actor, engine_owner, replica_owner
 from .conditions import cut
@@ -23,6 +21,7 @@ from .plan_engine import EnginePlan, plan_engine
 from .plan_objects import plan_objects
 from .plan_replica import plan_replica
 from .pod_state import Problem, claim_not_found
+from .queue import Again
 from .read import World, read
 from .status import engine_status, replica_status
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
@@ -36,14 +35,6 @@ HELD_SECONDS: Final = 15.0
 """While the world lacks something that no watch tells of (a volume claim, a quota)."""
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """When to look again; ``refused``: the API server said no, so the wait grows each time."""
-
-    look_again_seconds: float | None
-    """None: there is no such engine."""
-    refused: bool = False
-
-
 class Reconciler:
     """Everything that passes share. Safe to use for several engines at once."""
 
@@ -53,14 +44,14 @@ class Reconciler:
         self._events = events
         self._clock = clock
 
-    async def reconcile(self, namespace: str, name: str) -> Result:
-        """One pass. Raises ApiError when the API server cannot be read or written."""
+    async def reconcile(self, namespace: str, name: str) -> Again:
+        """One pass; when the next one is due. Raises ApiError when the API server cannot be read or written."""
         world = await read(self._client, namespace, name)
         if world is None:
-            return Result(look_again_seconds=None)
+            return Again(after_seconds=None)
         engine, now = observe.engine(world.engine), self._clock()
         if engine.is_deleting:
-            return Result(look_again_seconds=RESYNC_SECONDS)
+            return Again(after_seconds=RESYNC_SECONDS)
         replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
         spec, problems = _spec(world)
         plan, held = await self._plan(engine, spec, replicas, now)
@@ -72,7 +63,7 @@ class Reconciler:
         is_stale = await self._write_replicas(world, left, outcome.problems, now)
         is_stale |= await self._write_engine(world, engine, spec, replicas, plan, found, now)
         refused = bool(outcome.problems) or outcome.is_stale or is_stale
-        return _result(plan, acted=outcome.acted, refused=refused, held=bool(held or taken))
+        return _again(plan, acted=outcome.acted, refused=refused, held=bool(held or taken))
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime
@@ -160,16 +151,12 @@ def _all_steps(
             continue
         applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.rights, owner_uid=replica.uid)
         # Rights of a deleted namesake are about to go, and a token that a pod gets by them would go with them.
-        taken = plan_replica(replica, revision=_revision(replica), hold=bool(problems_found), now=now)
+        taken = plan_replica(replica, hold=bool(problems_found), now=now)
         if replica.is_live and not any(isinstance(step, EndReplica) for step in taken):
             steps += applied
             problems += problems_found
         steps += taken
     return tuple(steps), problems
-
-
-def _revision(replica: Replica) -> str:
-    return api.revision(replica.copy) if replica.copy is not None else ""
 
 
 def _makes_or_replaces(step: AnyStep) -> bool:
@@ -183,11 +170,9 @@ def _condition(status: dict[str, Any], kind: str) -> tuple[str, str] | None:
     return None
 
 
-def _result(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Result:
-    if refused:
-        return Result(look_again_seconds=0.0, refused=True)
-    if acted:
-        return Result(look_again_seconds=0.0)  # until a pass finds nothing to do, whatever the watches tell
+def _again(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Again:
+    if refused or acted:
+        return Again(after_seconds=0.0, failed=refused)  # until a pass finds nothing to do, whatever the watches tell
     longest = HELD_SECONDS if held else RESYNC_SECONDS
     wait = plan.look_again_seconds
-    return Result(look_again_seconds=min(max(wait, 0.0), longest) if wait is not None else longest)
+    return Again(after_seconds=min(max(wait, 0.0), longest) if wait is not None else longest)

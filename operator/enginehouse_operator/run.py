@@ -91,7 +91,7 @@ def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
     async def one_pass(key: Key) -> Again:
         began = time.monotonic()
         try:
-            result = await reconciler.reconcile(*key)
+            again = await reconciler.reconcile(*key)
         except ApiError as error:
             log.warning("%s/%s: %s", *key, error)
             word, again = "unavailable", Again(after_seconds=0.0, failed=True)
@@ -99,8 +99,7 @@ def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
             log.exception("%s/%s: a bug: this pass is given up and tried again", *key)
             word, again = "error", Again(after_seconds=0.0, failed=True)
         else:
-            word = "refused" if result.refused else "acted" if result.look_again_seconds == 0 else "settled"
-            again = Again(after_seconds=result.look_again_seconds, failed=result.refused)
+            word = "refused" if again.failed else "acted" if again.after_seconds == 0 else "settled"
         metrics.PASSES.labels(result=word).inc()
         metrics.PASS_SECONDS.observe(time.monotonic() - began)
         return again

@@ -12,7 +12,8 @@ from enginehouse_operator import names, reasons
 from enginehouse_operator.act import Actor
 from enginehouse_operator.events import Events
 from enginehouse_operator.kubernetes_client import ApiError, Forbidden
-from enginehouse_operator.reconcile import Reconciler, Result
+from enginehouse_operator.queue import Again
+from enginehouse_operator.reconcile import Reconciler
 from enginehouse_operator.wanted.pods import Images
 
 NOW = datetime(2026, 1, 1, 1, tzinfo=UTC)
@@ -37,13 +38,13 @@ class Stage:
             },
         )
 
-    async def one_pass(self) -> Result:
+    async def one_pass(self) -> Again:
         return await self.reconciler.reconcile("n", "e")
 
-    async def settle(self, passes: int = 20) -> Result:
+    async def settle(self, passes: int = 20) -> Again:
         for _ in range(passes):
             result = await self.one_pass()
-            if result.look_again_seconds != 0:
+            if result.after_seconds != 0:
                 return result
         raise AssertionError(f"not settled after {passes} passes: {self.api.written()[-5:]}")
 
@@ -76,7 +77,7 @@ async def serving() -> Stage:
 
 
 async def test_a_settled_world_is_not_written(serving: Stage) -> None:
-    assert (await serving.one_pass()).look_again_seconds == 600
+    assert (await serving.one_pass()).after_seconds == 600
     assert serving.api.written() == []
 
 
@@ -99,7 +100,7 @@ async def test_an_object_that_vanishes_during_the_pass_is_no_failure_of_the_api(
     serving.api.before_write = vanish
     result = await serving.one_pass()
     assert ("status", plural) in [request[:2] for request in serving.api.written()]
-    assert result.refused, "come again, later each time"
+    assert result.failed, "come again, later each time"
 
 
 async def test_what_an_apply_cannot_change_is_not_tried_again_at_once(serving: Stage) -> None:
@@ -113,7 +114,7 @@ async def test_what_an_apply_cannot_change_is_not_tried_again_at_once(serving: S
         return serving.api.objects["services", "e"]
 
     serving.api.apply = in_vain  # type: ignore[method-assign]
-    assert (await serving.one_pass()).look_again_seconds == 600
+    assert (await serving.one_pass()).after_seconds == 600
 
 
 async def test_a_foreign_port_and_owner_on_a_service_are_left_alone(serving: Stage) -> None:

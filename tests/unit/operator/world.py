@@ -39,12 +39,11 @@ class World:
     def plans(self) -> tuple[EnginePlan, tuple[steps.AnyStep, ...]]:
         """What one pass would do."""
         plan = plan_engine(self.engine, self.spec, tuple(self.replicas.values()), now=self.now)
-        revision = api.revision(self.spec.copy())
         taken = list(plan.steps)
         ending = {step.name for step in plan.steps if isinstance(step, steps.EndReplica)}
         for replica in self.replicas.values():
             if replica.name not in ending:
-                taken += plan_replica(replica, revision=revision, now=self.now)
+                taken += plan_replica(replica, now=self.now)
         return plan, tuple(taken)
 
     def one_pass(self) -> int:
