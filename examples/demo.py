@@ -27,7 +27,7 @@ from localkube.paths import CachePaths, cache_root
 EXAMPLES = Path(__file__).parent
 NAMESPACE = "demo"
 READY_SECONDS = 300
-QUESTION = "What does a railway engine house do? Answer in one sentence."
+QUESTION = "What is the capital of France, and what is it known for?"
 
 
 @contextmanager
