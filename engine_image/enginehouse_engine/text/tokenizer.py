@@ -90,7 +90,10 @@ class Tokenizer:
         if spelled is None:
             return b""
         if self.byte_level:
-            return bytes(CHARACTER_TO_BYTE[character] for character in spelled)
+            try:
+                return bytes(CHARACTER_TO_BYTE[character] for character in spelled)
+            except KeyError:
+                return spelled.encode()  # It stands for itself, as in the library's decoder.
         if len(spelled) == 6 and spelled.startswith("<0x"):
             return bytes.fromhex(spelled[3:5])
         return spelled.replace("\u2581", " ").encode()
@@ -101,7 +104,12 @@ def load(model_path: str) -> Tokenizer:
     if not model_path:
         return byte_tokenizer()
     path = Path(model_path)
-    tokenizer = _from_folder(path) if path.is_dir() else _from_gguf(path)
+    try:
+        tokenizer = _from_folder(path) if path.is_dir() else _from_gguf(path)
+    except TokenizerError:
+        raise
+    except Exception as error:  # What the library raises is no narrower, and the files come from anywhere.
+        raise TokenizerError(f"the tokenizer of {path} cannot be used: {error}; get the model again") from error
     kinds = _decoder_kinds(tokenizer.backend)
     if kinds.isdisjoint({"ByteLevel", "ByteFallback", "Metaspace", "Replace"}):
         raise TokenizerError(f"the tokenizer of {path} decodes by {sorted(kinds)}; wanted byte-level BPE or a SentencePiece kind")
@@ -151,10 +159,7 @@ def _from_folder(path: Path) -> Tokenizer:
     if not file.is_file():
         found = ", ".join(sorted(entry.name for entry in path.iterdir() if "token" in entry.name)) or "no tokenizer file"
         raise TokenizerError(f"{path} has no tokenizer.json (found: {found}); save the model with its fast tokenizer")
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as error:  # The library raises nothing narrower.
-        raise TokenizerError(f"{file} cannot be read: {error}") from error
+    backend = Backend.from_file(str(file))
     backend.no_truncation()
     backend.no_padding()
     config = _json(path / "tokenizer_config.json")

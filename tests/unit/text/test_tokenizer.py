@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,6 +158,43 @@ def test_a_hugging_face_folder_gives_its_own_tokens(tmp_path: Path, kinds: dict[
     assert ours.end_token_ids == (1, 5)
     assert ours.chat_template == "{{ messages[0].content }}"
     assert ours.special_tokens["eos_token"] == "<|im_end|>"
+
+
+def test_a_token_outside_the_byte_alphabet_is_spelled_as_the_library_spells_it(tmp_path: Path) -> None:
+    described = json.loads(byte_tokenizer().backend.to_str())
+    described["model"]["vocab"]["<plain token>"] = 300
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    tokenizer = load(str(tmp_path))
+    assert tokenizer.token_bytes(300).decode() == tokenizer.decode([300]) == "<plain token>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b'{"chat_template": [1]}'),
+        ("chat_template.jinja", b"\xff"),
+    ],
+)
+def test_a_broken_file_of_a_folder_is_said(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer().backend.to_str())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=re.escape(f"the tokenizer of {tmp_path} cannot be used: ")):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("merges", [["ab"], ["x y"]])
+def test_broken_merges_of_a_gguf_file_are_said(tmp_path: Path, merges: list[str]) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "broken.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.add_token_merges(merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(TokenizerError, match="cannot be used: "):
+        load(str(tmp_path / "broken.gguf"))
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_found(tmp_path: Path) -> None:
