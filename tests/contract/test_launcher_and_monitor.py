@@ -26,12 +26,13 @@ DEADLINE_SECONDS = 60.0
 class Pod:
     """Its two containers are two processes here."""
 
-    def __init__(self, folder: Path, api: FakeApi) -> None:
+    def __init__(self, folder: Path, api: FakeApi, more_flags: tuple[str, ...] = ()) -> None:
         self._folder, self.api = folder, api
         self.log = folder / "engine.log"
         self.monitor = self.start_monitor()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         flags = ["--executor=Simulated", "--port=0", f"--monitor-socket={self.monitor.socket}", "--replica-uid=replica-uid"]
+        flags += more_flags
         with self.log.open("wb") as log:
             self.engine = subprocess.Popen(
                 [sys.executable, "-m", "enginehouse_engine", *flags], env=environment, stderr=log, stdout=subprocess.PIPE, text=True
@@ -73,9 +74,9 @@ def pod(tmp_path: Path) -> Iterator[Callable[..., Pod]]:
     pods: list[Pod] = []
     with serve(tmp_path) as api:
 
-        def start(*, members: tuple[dict[str, Any], ...] = ()) -> Pod:
+        def start(*more_flags: str, members: tuple[dict[str, Any], ...] = ()) -> Pod:
             api.members = list(members)
-            pods.append(Pod(tmp_path, api))
+            pods.append(Pod(tmp_path, api, more_flags))
             return pods[-1]
 
         yield start
@@ -134,6 +135,16 @@ def test_the_launchers_death_is_reported_and_takes_its_processes_with_it(pod: An
     for child in children:
         assert select.select([child], [], [], DEADLINE_SECONDS)[0]
         os.close(child)
+
+
+def test_a_model_that_is_not_there_fails_the_row_and_leaves_the_cause_to_the_container(pod: Any) -> None:
+    """No process was started, so none has failed: the operator waits for the launcher's last words."""
+    one = pod("--executor=InProcess", "--model=file:///nowhere")
+    assert one.engine.wait(DEADLINE_SECONDS) == 78
+    one.api.wait_for(lambda api: api.row()["state"] == "Failed")
+    assert one.monitor.terminate() == 0
+    assert (one.api.row()["state"], one.failures()) == ("Failed", [])
+    assert "ModelNotFound" in one.log.read_text()
 
 
 def test_an_engine_whose_row_belongs_to_another_pod_never_starts(pod: Any) -> None:
