@@ -24,6 +24,8 @@ EARLY_SECONDS: Final = 600.0
 """A replica that somebody removed before this age delays its successor like a failure."""
 MOST_CARRIED: Final = 128
 """Failures that one successor's spec may hold: the schema's limit."""
+CARRIED_CHARACTERS: Final = 512
+"""Of each one's message: all of them have to fit into one object of the API, of at most 1.5 MB."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +46,14 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
         raise ValueError(f"replica {ended.name} has not ended")
     counted = count(ended, policy=policy, resume_after=resume_after) if same_revision else ()
     own = end.failure if end.failure in counted else None
+    carried = tuple(msgspec.structs.replace(record, message=record.message[:CARRIED_CHARACTERS]) for record in counted)
     if own is not None and own.is_permanent:
-        return Verdict(not_before=None, failures=counted, reason=own.class_, message=f"{ended.name}: {own.message or own.class_}")
+        return Verdict(not_before=None, failures=carried, reason=own.class_, message=f"{ended.name}: {own.message or own.class_}")
     spent = sum(failure.costs_budget for failure in counted)
     if own is not None and own.costs_budget and spent > policy.max_restarts:
         return Verdict(
             not_before=None,
-            failures=counted,
+            failures=carried,
             reason=reasons.RESTART_BUDGET_SPENT,
             message=(
                 f"index {ended.spec.index} failed {spent} times within {policy.window_seconds} s, more than "
@@ -68,7 +71,7 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
         )
     return Verdict(
         not_before=earliest,
-        failures=counted,
+        failures=carried,
         reason=reasons.RESTART_DELAYED,
         message=f"index {ended.spec.index} gets a successor {when}: {own or end.reason}",
     )

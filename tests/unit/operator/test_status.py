@@ -10,6 +10,7 @@ import pytest
 from world import World, engine_spec
 
 from enginehouse_operator import api, reasons
+from enginehouse_operator.failures import Failure
 from enginehouse_operator.observe import RankRow, Row
 from enginehouse_operator.plan_engine import EnginePlan
 from enginehouse_operator.pod_state import Problem
@@ -222,3 +223,21 @@ def test_what_starts_is_named_with_what_it_waits_for() -> None:
     world.change(replica, rows=(row,))
     message = next(found["message"] for found in published(world)["conditions"] if found["type"] == "Ready")
     assert message == f"0 of 1 replicas serve: {replica.name}: rank 0 Starting"
+
+
+def test_a_long_message_is_published_whole_and_carried_on_in_short() -> None:
+    """128 failures have to fit into one object of the API."""
+    world = settled()
+    words = "x" * 4096
+    world.change_member(
+        world.live[0].members[0].name,
+        has_ended=True,
+        is_ready=False,
+        failure=Failure(class_="Exception", message=words, role="engine-core", rank=0, incarnation=1, detected_time=world.now),
+    )
+    world.one_pass()
+    assert published(world)["lastFailure"]["message"] == words
+    world.settle()
+    (successor,) = world.replicas.values()
+    assert 0 < len(successor.spec.failures[0].message) <= 512
+    assert published(world)["lastFailure"]["message"] == words
