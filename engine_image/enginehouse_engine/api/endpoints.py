@@ -31,6 +31,7 @@ from enginehouse_engine.protocol import Sampling, Submit, pack_tokens
 from enginehouse_engine.text.chat_template import ChatTemplateError
 
 MOST_BODY_BYTES: Final = 16 << 20
+BODY_SECONDS: Final = 120.0
 
 _Request = TypeVar("_Request", CompletionRequest, ChatRequest)
 _Result = TypeVar("_Result")
@@ -190,16 +191,20 @@ class ChatCompletions(_Endpoint[ChatRequest]):
         return Plan([prompt], [samplings], translate.stop_strings(request), continues=False, form=form)
 
 
-async def read_body(request: Request) -> bytes:
-    """The request's body. Raises ApiError when it is too large, ClientDisconnect when it does not come."""
+async def read_body(request: Request, *, timeout_seconds: float = BODY_SECONDS) -> bytes:
+    """The request's body. Raises ApiError when it is too large or too slow, ClientDisconnect when the client leaves."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BODY_BYTES:
         raise errors.too_large(MOST_BODY_BYTES)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY_BYTES:
-            raise errors.too_large(MOST_BODY_BYTES)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BODY_BYTES:
+                    raise errors.too_large(MOST_BODY_BYTES)
+    except TimeoutError as error:
+        raise errors.too_slow(timeout_seconds) from error
     return bytes(body)
 
 

@@ -83,6 +83,12 @@ def too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, detail, headers={"Connection": "close"})
 
 
+def too_slow(limit_seconds: float) -> ApiError:
+    """408."""
+    detail = ErrorDetail(f"The request body did not arrive in {limit_seconds:g} s.", INVALID_REQUEST, None, "request_timeout")
+    return ApiError(408, detail, headers={"Connection": "close"})
+
+
 def unavailable(reason: str, *, code: str = "service_unavailable") -> ApiError:
     """503: nothing has been computed, the same request may be sent again, here or elsewhere."""
     return ApiError(503, ErrorDetail(reason, SERVER_ERROR, None, code), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

@@ -23,6 +23,7 @@ import uvloop
 from enginehouse_engine import config as configuration
 from enginehouse_engine.api import errors
 from enginehouse_engine.api.front_end import FrontEnd
+from enginehouse_engine.api.http_protocol import HttpProtocol
 from enginehouse_engine.api.metrics import Metrics
 from enginehouse_engine.api.server import create_app
 from enginehouse_engine.api.service import ModelText, Service
@@ -82,7 +83,7 @@ class _Serving:
         server = _Server(
             uvicorn.Config(
                 create_app(self._service),
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

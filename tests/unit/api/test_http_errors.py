@@ -120,6 +120,12 @@ def test_a_body_that_is_too_large_is_not_read(http: httpx.Client, server: ApiSer
     assert http.get("/health").status_code == 200
 
 
+def test_a_head_without_end_is_not_collected(http: httpx.Client, server: ApiServer) -> None:
+    with server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Endless: ") as connection, pytest.raises(ConnectionError):
+        connection.sendall(b"a" * (400 * 0x10000))
+    assert http.get("/health", headers={"X-Long": "a" * 30_000}).status_code == 200
+
+
 def test_ignored_and_harmless_parameters_change_nothing(http: httpx.Client) -> None:
     ignored = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "s"}
     harmless = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "n": None, "stop": None, "seed": None}

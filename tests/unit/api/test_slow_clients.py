@@ -1,0 +1,55 @@
+"""Clients that connect and then do not say what they want."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from enginehouse_engine.api.endpoints import read_body
+from enginehouse_engine.api.errors import ApiError
+from enginehouse_engine.api.http_protocol import HttpProtocol
+
+DEADLINE_SECONDS = 20.0
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "], ids=["nothing", "half a head"])
+def test_a_connection_without_a_request_is_closed(said: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("there was no request")
+
+    async def story() -> bytes:
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=HttpProtocol, port=0, lifespan="off", log_config=None, timeout_keep_alive=0)
+        )
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup()
+        try:
+            host, port = server.servers[0].sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(said)
+            # Closed with something unread in it, a connection ends with a reset.
+            with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
+                return await asyncio.wait_for(reader.read(), DEADLINE_SECONDS)
+            return b""
+        finally:
+            await server.shutdown()
+
+    assert asyncio.run(story()) == b""
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "headers": []}
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(read_body(Request(scope, receive), timeout_seconds=0.0))
+    assert (refused.value.status, refused.value.detail.code) == (408, "request_timeout")
+    assert refused.value.headers["Connection"] == "close"
