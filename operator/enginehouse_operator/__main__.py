@@ -1,4 +1,7 @@
-"""``python -m enginehouse_operator``: parse flags, connect, run. Exit code 0 after SIGTERM, 1 when leadership was lost."""
+"""``python -m enginehouse_operator``: parse flags, connect, run.
+
+Exit code 0 after SIGTERM, 1 when leadership was lost or there is no cluster.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import flags as operator_flags
-from .kubernetes_client import KubernetesClient, configure
+from .kubernetes_client import KubernetesClient, NoCluster, configure
 from .lease import LeaseLost
 from .run import run
 
@@ -24,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(_main(flags))
-    except LeaseLost as error:
+    except (LeaseLost, NoCluster) as error:
         logging.getLogger("enginehouse.operator").error("%s: the process ends", error)
         return 1
     return 0

@@ -36,6 +36,10 @@ class ApiError(Exception):
         self.message = message
 
 
+class NoCluster(Exception):
+    """Nothing says where an API server is."""
+
+
 class NotFound(ApiError):
     """404."""
 
@@ -101,12 +105,16 @@ _MERGE: Final = "application/merge-patch+json"
 
 
 async def configure() -> transport.Configuration:
-    """From the pod's service account, or else KUBECONFIG or ~/.kube/config. Raises ConfigException when there is neither."""
+    """From the pod's service account, or else KUBECONFIG or ~/.kube/config. Raises NoCluster when there is neither."""
     found = transport.Configuration()
     try:
         transport_config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
     except transport_config.ConfigException:
-        await transport_config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        try:
+            await transport_config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        except transport_config.ConfigException as error:
+            words = "this is no pod with a service account, and KUBECONFIG or ~/.kube/config names no cluster"
+            raise NoCluster(f"{words}: {error}") from error
     return found
 
 

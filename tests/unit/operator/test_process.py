@@ -51,3 +51,18 @@ def test_an_operator_that_waits_ends_in_order_when_asked_to(tmp_path: Path, numb
         operator.wait()
     assert operator.returncode == 0, log + rest
     assert b"Traceback" not in rest
+
+
+def test_without_a_cluster_one_line_says_what_to_do(tmp_path: Path) -> None:
+    flags = ["--engine-image=e", "--monitor-image=m", "--lease-namespace=n"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KUBERNETES_")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "enginehouse_operator", *flags],
+        env={**environment, "KUBECONFIG": str(tmp_path / "none"), "PYTHONPATH": str(ROOT / "operator")},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert ended.returncode == 1
+    assert "KUBECONFIG" in ended.stderr
+    assert "Traceback" not in ended.stderr
