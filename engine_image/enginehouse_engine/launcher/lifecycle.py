@@ -20,6 +20,8 @@ from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, MODEL_FETCH, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
+SETTLE_SECONDS: Final = 5.0
+"""In a pod: how long requests are still accepted, since endpoints elsewhere hear of the end later than the pod does."""
 DRAIN_MARGIN_SECONDS: Final = 5.0
 """Beyond the drain timeout, for the answer to arrive."""
 STOP_SECONDS: Final = 10.0
@@ -166,10 +168,12 @@ class Lifecycle:
     def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
         """SIGTERM, SIGINT or the monitor's ``drain``. A second time, or with timeout 0, the requests under way are cut."""
         if self.phase is Phase.SERVING and timeout_seconds != 0:
-            timeout = self.drain_timeout_seconds if timeout_seconds is None else timeout_seconds
+            settle = SETTLE_SECONDS if self.monitor else 0.0
+            timeout = self.drain_timeout_seconds + settle if timeout_seconds is None else timeout_seconds
             self.phase = Phase.DRAINING
             self.deadline = self.now + timeout + DRAIN_MARGIN_SECONDS
-            return [Send(server, {"type": "drain", "timeoutSeconds": timeout}) for server in self._alive(API_SERVER)]
+            message = {"type": "drain", "timeoutSeconds": timeout, "settleSeconds": settle}
+            return [Send(server, message) for server in self._alive(API_SERVER)]
         if self.phase in (Phase.SERVING, Phase.DRAINING):
             return self._stop(seconds=STOP_SECONDS)
         if self.phase is Phase.STARTING:

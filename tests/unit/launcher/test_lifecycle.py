@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
-from enginehouse_engine.launcher.lifecycle import DRAIN_MARGIN_SECONDS, STOP_AFTER_DEATH_SECONDS, STOP_SECONDS, Lifecycle, Phase
+from enginehouse_engine.launcher.lifecycle import (
+    DRAIN_MARGIN_SECONDS,
+    SETTLE_SECONDS,
+    STOP_AFTER_DEATH_SECONDS,
+    STOP_SECONDS,
+    Lifecycle,
+    Phase,
+)
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, Process, processes
 from enginehouse_engine.launcher.termination import Cause, Exit
 
@@ -162,7 +169,7 @@ def test_a_rank_that_no_server_knows_yet_is_missing_although_the_servers_are_rea
 def test_an_orderly_end_drains_then_stops_and_has_no_cause() -> None:
     story = Story().serve()
     (server,), (core,) = story.servers, story.cores
-    assert story.life.asked_to_stop() == [Send(server, {"type": "drain", "timeoutSeconds": 60})]
+    assert story.life.asked_to_stop() == [Send(server, {"type": "drain", "timeoutSeconds": 60, "settleSeconds": 0})]
     assert (story.life.phase, story.life.deadline) == (Phase.DRAINING, 60 + DRAIN_MARGIN_SECONDS)
     assert told(story.life.said(server, messages.Drained()), "stop") == [server, core]
     reports = reported(story.exit(server, CLEAN, bye=True) + story.exit(core, CLEAN, bye=True))
@@ -170,6 +177,20 @@ def test_an_orderly_end_drains_then_stops_and_has_no_cause() -> None:
     assert story.life.phase is Phase.ENDED
     assert (story.life.cause, termination.exit_code(story.life.cause)) == (None, 0)
     assert story.life.state()["state"] == "Ended"
+
+
+def test_in_a_pod_requests_are_taken_while_endpoints_settle_and_the_drain_is_as_much_longer() -> None:
+    story = Story(monitor="/run/m").serve()
+    message = {"type": "drain", "timeoutSeconds": 60 + SETTLE_SECONDS, "settleSeconds": SETTLE_SECONDS}
+    assert story.life.asked_to_stop() == [Send(story.servers[0], message)]
+    assert story.life.deadline == 60 + SETTLE_SECONDS + DRAIN_MARGIN_SECONDS
+
+
+def test_a_time_to_drain_that_the_monitor_names_is_the_whole() -> None:
+    story = Story(monitor="/run/m").serve()
+    message = {"type": "drain", "timeoutSeconds": 9, "settleSeconds": SETTLE_SECONDS}
+    assert story.life.asked_to_stop(timeout_seconds=9) == [Send(story.servers[0], message)]
+    assert story.life.deadline == 9 + DRAIN_MARGIN_SECONDS
 
 
 def test_a_drain_that_does_not_end_is_ended_and_a_stop_that_is_not_obeyed_kills() -> None:
