@@ -57,7 +57,6 @@ class Loop:
         self._deadline = time.monotonic() + config.startup_timeout_seconds
         self._busy = False
         self._stopping = False
-        self._draining = False
 
     def run(self) -> None:
         """Raises HandshakeTimeout, HandshakeRefused, LauncherGone, ProtocolError and whatever a step raises."""
@@ -74,7 +73,7 @@ class Loop:
             self._context.term()
 
     def _patience_milliseconds(self) -> int | None:
-        if self._core.has_work or self._draining:
+        if self._core.has_work:
             return 0
         if not self._waiting_for:
             return None
@@ -87,8 +86,6 @@ class Loop:
         match message["type"]:
             case "addresses":
                 self._connect(message)
-            case "drain":
-                self._draining = True
             case "stop":
                 self._stopping = True
             case other:
@@ -134,6 +131,3 @@ class Loop:
         stats = self._core.stats() if outputs else None
         for front_end, rows in outputs.items():
             self._front_ends.send(front_end, Outputs(rows, stats))
-        if self._draining and not self._core.has_work:
-            self._draining = False
-            self._registration.send("drained")

@@ -227,19 +227,6 @@ def test_an_abort_ends_the_work_and_refusals_come_back_at_once(launcher: Launche
     assert all(row.finish_reason is None for row in rows)
 
 
-def test_drained_is_said_after_the_last_answer(launcher: Launcher, front_ends: list[FrontEnd]) -> None:
-    launcher.stages()
-    front_end = front_ends[0]
-    launcher.publish(front_end.endpoint)
-    front_end.greet()
-    front_end.say(greedy("r", [1], 500))
-    assert isinstance(front_end.hear(), Outputs)
-    launcher.say("drain", timeoutSeconds=30)
-    assert len(front_end.outputs_until_idle()) == 499
-    assert launcher.hear() == {"type": "drained"}
-    assert launcher.stop() == 0
-
-
 @pytest.mark.parametrize(
     ("launcher", "cause", "words", "exit_code"),
     [
