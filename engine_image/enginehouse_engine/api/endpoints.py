@@ -171,7 +171,8 @@ class ChatCompletions(_Endpoint[ChatRequest]):
             return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
         try:
-            prompt = await self._computed(sum(len(message["content"]) for message in messages), tokenize)
+            # A message costs time to render even if it is empty.
+            prompt = await self._computed(sum(16 + len(message["content"]) for message in messages), tokenize)
         except ChatTemplateError as error:
             raise errors.invalid(str(error), param="messages") from error
         translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="messages")
