@@ -116,7 +116,11 @@ class Completions(_Endpoint[CompletionRequest]):
         translate.check_sequences(len(asked), answers)
 
         def tokenize() -> list[list[int]]:
-            return [tokenizer.encode(part, add_special_tokens=True) if isinstance(part, str) else part for part in asked]
+            return [encode(part) if isinstance(part, str) else part for part in asked]
+
+        def encode(part: str) -> list[int]:
+            text = translate.fitting(part, longest_token=tokenizer.longest_token, limit=limit, param="prompt")
+            return tokenizer.encode(text, add_special_tokens=True)
 
         def echo() -> list[str]:
             texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
@@ -168,7 +172,9 @@ class ChatCompletions(_Endpoint[ChatRequest]):
 
         def tokenize() -> list[int]:
             # The template writes the special tokens that a conversation begins with.
-            return tokenizer.encode(template.render(messages), add_special_tokens=False)
+            rendered = template.render(messages)
+            prompt = translate.fitting(rendered, longest_token=tokenizer.longest_token, limit=limit, param="messages")
+            return tokenizer.encode(prompt, add_special_tokens=False)
 
         try:
             # A message costs time to render even if it is empty.

@@ -64,6 +64,16 @@ def context_length_exceeded(*, limit: int, prompt_tokens: int, max_tokens: int, 
     )
 
 
+def text_too_long(*, limit: int, characters: int, least_tokens: int, param: str) -> ApiError:
+    """The same, of a text that was not tokenized because it cannot fit."""
+    return invalid(
+        f"This model's maximum context length is {limit} tokens. However, your prompt has {characters} characters, which are at "
+        f"least {least_tokens} tokens. Please reduce the length of the prompt.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 def model_not_found(model: str, *, served: str) -> ApiError:
     """404."""
     message = f"The model '{model}' does not exist; this server has '{served}'."

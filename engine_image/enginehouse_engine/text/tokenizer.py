@@ -47,6 +47,13 @@ class Tokenizer:
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of a text that one token can stand for at most."""
+        longest = max(map(len, self.backend.get_vocab(with_added_tokens=True)))
+        # A normalizer may put characters together first: Unicode's canonical composition makes one of four or fewer.
+        return longest if self.backend.normalizer is None else 4 * longest
+
+    @cached_property
     def byte_level(self) -> bool:
         """Whether tokens are spelled in the byte alphabet; else they are SentencePiece's."""
         return "ByteLevel" in _decoder_kinds(self.backend)

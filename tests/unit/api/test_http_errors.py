@@ -120,6 +120,15 @@ def test_a_body_that_is_too_large_is_not_read(http: httpx.Client, server: ApiSer
     assert http.get("/health").status_code == 200
 
 
+def test_a_text_that_cannot_fit_is_refused(http: httpx.Client, core: Core) -> None:
+    text = "x" * 1_000_000
+    for path, field in (("completions", {"prompt": text}), ("chat/completions", {"messages": [{"role": "user", "content": text}]})):
+        response = http.post(f"/v1/{path}", json={"model": "sim", **field})
+        assert (response.status_code, _error(response)["code"]) == (400, "context_length_exceeded")
+        assert "at least" in _error(response)["message"]
+    assert core.submits.empty()
+
+
 def test_a_head_without_end_is_not_collected(http: httpx.Client, server: ApiServer) -> None:
     with server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Endless: ") as connection, pytest.raises(ConnectionError):
         connection.sendall(b"a" * (400 * 0x10000))

@@ -160,6 +160,16 @@ def test_a_hugging_face_folder_gives_its_own_tokens(tmp_path: Path, kinds: dict[
     assert ours.special_tokens["eos_token"] == "<|im_end|>"
 
 
+@pytest.mark.parametrize("kind", ["gpt-2", "llama-bpe", "sentencepiece"])
+@given(text=st.text(alphabet="ab \n\u00e9e\u0301日", max_size=60).map(lambda text: text * 20))
+@settings(max_examples=30, deadline=None)
+def test_a_text_has_no_fewer_tokens_than_its_longest_one_allows(
+    kinds: dict[str, tuple[Tokenizer, Any]], kind: str, text: str
+) -> None:
+    tokenizer = kinds[kind][0]
+    assert len(text) <= tokenizer.longest_token * len(tokenizer.encode(text, add_special_tokens=False))
+
+
 def test_a_token_outside_the_byte_alphabet_is_spelled_as_the_library_spells_it(tmp_path: Path) -> None:
     described = json.loads(byte_tokenizer().backend.to_str())
     described["model"]["vocab"]["<plain token>"] = 300
