@@ -74,14 +74,8 @@ class Watch(threading.Thread):
             stream.wait()
 
     def _read(self, stream: subprocess.Popen[str]) -> None:
-        decoder, text = json.JSONDecoder(), ""
-        for line in stream.stdout or ():
-            text += line
-            if line.rstrip() != "}":
-                continue
-            event, _ = decoder.raw_decode(text)
-            text = ""
-            self._look(event["object"])
+        for line in stream.stdout or ():  # kubectl prints one event a line
+            self._look(json.loads(line)["object"])
 
     def _note(self, part: str) -> None:
         self.seen.setdefault(part, time.monotonic() - self._began)
