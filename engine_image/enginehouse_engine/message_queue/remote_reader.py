@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
+from typing import Final
 
 import zmq
 
@@ -38,6 +39,11 @@ from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.remote_connections import set_common_options
 from enginehouse_engine.message_queue.ring_layout import LARGEST_MESSAGE_BYTES, MOST_FRAMES, payload_bytes, unpack_header
 from enginehouse_engine.message_queue.waiting import Signal, seconds_left
+
+
+_NEVER_MILLISECONDS: Final = 24 * 3600 * 1000
+"""Before a broken connection would be made again; this reader has ended long before. Forbidding it altogether (-1) would make ZMQ
+throw away what it has received and not yet handed out when the writer ends."""
 
 
 def open_remote_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> RemoteReader:
@@ -72,7 +78,7 @@ class RemoteReader(Reader):
         self._signal = Signal()
         self._dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         set_common_options(self._dealer)
-        self._dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL, _NEVER_MILLISECONDS)
         self._dealer.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
         self._monitor: zmq.Socket[bytes] = self._dealer.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
