@@ -57,7 +57,7 @@ class ReaderProcess:
     lines: list[list[object]] = field(default_factory=list)
 
     def finish(self) -> None:
-        """Wait for its end and read its log: ``["first", sequence]``, ``[sequence, correlation, digest]`` ..., ``["end", class, text]``."""
+        """Wait for its end and read its log: first sequence number, then number, correlation and digest of each, then its end."""
         self.process.join(PATIENCE_SECONDS)
         assert not self.process.is_alive(), f"{self.name} {self.generation} still waits"
         text = self.log.read_text() if self.log.exists() else ""
@@ -95,6 +95,29 @@ def _read(address: bytes, name: str, generation: int, remote: bool, log: str) ->
             say(message.sequence, message.correlation, digest(message.frames))
     except QueueError as error:
         say("end", type(error).__name__, str(error))
+
+
+def start_echo(requests: QueueAddress) -> tuple[ForkServerProcess, QueueAddress]:
+    """A process that sends back what it gets, from a queue of its own; the address of that."""
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_echo, args=(theirs, msgspec.json.encode(requests)), daemon=True)
+    process.start()
+    theirs.close()
+    assert ours.poll(PATIENCE_SECONDS), "the echo bound nothing"
+    return process, msgspec.json.decode(ours.recv_bytes(), type=QueueAddress)
+
+
+def _echo(pipe: multiprocessing.connection.Connection, requests: bytes) -> None:
+    responses = Writer(queue="responses", writer="echo", generation=1, readers=["client"])
+    pipe.send_bytes(msgspec.json.encode(responses.address))
+    reader = open_reader(msgspec.json.decode(requests, type=QueueAddress), reader="echo", generation=1, remote=False)
+    responses.wait_until_ready(deadline_seconds=PATIENCE_SECONDS)
+    try:
+        while True:
+            message = reader.receive(deadline_seconds=PATIENCE_SECONDS)
+            responses.send(message.frames, correlation=message.correlation, deadline_seconds=PATIENCE_SECONDS)
+    except QueueError:
+        responses.close()
 
 
 def start_writer(readers: Sequence[str], *, remote_host: str) -> tuple[ForkServerProcess, QueueAddress]:

@@ -70,7 +70,7 @@ class MessageCodec(Generic[_Message]):
             if len(self._taken) != len(frames) - 1:
                 raise QueueCorrupt(f"{len(frames) - 1} arrays came, {len(self._taken)} belong to the message")
             return message
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise QueueCorrupt(f"undecodable message of {len(frames[0])} bytes: {error}") from error
         finally:
             self._incoming = ()

@@ -76,7 +76,7 @@ def decode_from_reader(data: bytes) -> FromReader:
     """Raises QueueCorrupt."""
     try:
         return _from_reader.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise QueueCorrupt(f"undecodable control message of {len(data)} bytes from a reader: {error}") from error
 
 
@@ -84,7 +84,7 @@ def decode_to_reader(data: bytes) -> ToReader:
     """Raises QueueCorrupt."""
     try:
         return _to_reader.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise QueueCorrupt(f"undecodable control message of {len(data)} bytes from a writer: {error}") from error
 
 
