@@ -41,7 +41,7 @@ from enginehouse_engine.message_queue.payload import IncomingPayload
 from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.shared_memory import map_shared
 from enginehouse_engine.message_queue.shared_memory_size import GRANULE_BYTES
-from enginehouse_engine.message_queue.waiting import SPIN_SECONDS, Signal, seconds_left
+from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
 
 
 def open_local_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> LocalReader:
@@ -107,6 +107,7 @@ class LocalReader(Reader):
         self._poll.register(own_signal, select.POLLIN)
         self._poll.register(connection, select.POLLIN)
         self._fence = Fence().full
+        self._spin = SpinBudget()
         self._tag = address.tag
         self._position = welcome.position
         self._next_sequence = welcome.first_sequence
@@ -154,10 +155,14 @@ class LocalReader(Reader):
     def _wait(self, deadline: float) -> None:
         """Return when there is a record. Spins first, then sleeps."""
         counters, position, now = self._counters, self._position, time.monotonic
-        spin_until = now() + SPIN_SECONDS
-        while now() < spin_until:
-            if counters[layout.PUBLISHED] != position:
-                return
+        spin_seconds = self._spin.seconds()
+        if spin_seconds:
+            spin_until = now() + spin_seconds
+            while now() < spin_until:
+                if counters[layout.PUBLISHED] != position:
+                    self._spin.found()
+                    return
+            self._spin.missed()
         while True:
             self._words[layout.SLEEPING] = 1
             self._fence()

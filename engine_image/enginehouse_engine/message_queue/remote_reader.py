@@ -40,7 +40,6 @@ from enginehouse_engine.message_queue.remote_connections import set_common_optio
 from enginehouse_engine.message_queue.ring_layout import LARGEST_MESSAGE_BYTES, MOST_FRAMES, payload_bytes, unpack_header
 from enginehouse_engine.message_queue.waiting import Signal, seconds_left
 
-
 _NEVER_MILLISECONDS: Final = 24 * 3600 * 1000
 """Before a broken connection would be made again; this reader has ended long before. Forbidding it altogether (-1) would make ZMQ
 throw away what it has received and not yet handed out when the writer ends."""

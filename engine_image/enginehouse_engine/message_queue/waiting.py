@@ -9,6 +9,9 @@ them, passes a fence, and looks whether somebody sleeps. With a full fence on bo
 the signal brings is counted by the kernel until it is read, so one that comes between the look and the sleep ends the sleep at
 once.
 
+A spin that finds nothing makes things worse: on a processor that both ends share it keeps the other from answering. So after one
+the next wait sleeps at once, after another the next two, and so on up to 64; a spin that finds something starts over.
+
 Invariant: after the spin no CPU is used until an event or the deadline.
 """
 
@@ -20,6 +23,31 @@ import time
 from typing import Final
 
 SPIN_SECONDS: Final = 50e-6
+_MOST_WAITS_WITHOUT_SPIN: Final = 64
+
+
+class SpinBudget:
+    """Whether the next wait spins: for one end of one queue."""
+
+    __slots__ = ("_next_pause", "_pause")
+
+    def __init__(self) -> None:
+        self._pause = 0
+        self._next_pause = 1
+
+    def seconds(self) -> float:
+        """How long the wait that begins now may spin: ``SPIN_SECONDS`` or not at all."""
+        if self._pause:
+            self._pause -= 1
+            return 0.0
+        return SPIN_SECONDS
+
+    def found(self) -> None:
+        self._next_pause = 1
+
+    def missed(self) -> None:
+        self._pause = self._next_pause
+        self._next_pause = min(2 * self._next_pause, _MOST_WAITS_WITHOUT_SPIN)
 
 
 class Signal:

@@ -28,7 +28,7 @@ from enginehouse_engine.message_queue.ring_layout import MessageHeader, record_b
 from enginehouse_engine.message_queue.ring_writer import ImpossibleAcknowledgement, RingWriter
 from enginehouse_engine.message_queue.shared_memory import SHARED_MEMORY_FOLDER
 from enginehouse_engine.message_queue.shared_memory_size import REQUEST_RING_BYTES
-from enginehouse_engine.message_queue.waiting import SPIN_SECONDS, Signal, seconds_left
+from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
 
 KEY_BYTES: Final = 16
 
@@ -72,6 +72,7 @@ class Writer:
         """Readers that attached and are no longer there, with the reason; a successor takes its name out."""
         self._generations: dict[str, int] = {}
         self._next_sequence = 1
+        self._spin = SpinBudget()
         self._joining: list[tuple[int | bytes, Attach]] = []
         self._sending = False
         self._dismissals: deque[tuple[str, str]] = deque()
@@ -204,10 +205,14 @@ class Writer:
                 self._let_go(error.reader, str(error))
 
     def _wait_for_room(self, room_bytes: int, deadline: float) -> bool:
-        spin_until = time.monotonic() + SPIN_SECONDS
-        while time.monotonic() < spin_until:
-            if self._ring_has_room(room_bytes):
-                return True
+        spin_seconds = self._spin.seconds()
+        if spin_seconds:
+            spin_until = time.monotonic() + spin_seconds
+            while time.monotonic() < spin_until:
+                if self._ring_has_room(room_bytes):
+                    self._spin.found()
+                    return True
+            self._spin.missed()
         self._ring.announce_sleep(room_bytes)
         try:
             return self._wait(lambda: self._ring_has_room(room_bytes), deadline)
