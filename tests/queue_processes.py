@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import resource
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -143,23 +142,11 @@ def endless_message(number: int) -> bytes:
     return number.to_bytes(8, "big") * (20_000 if number % 7 == 0 else number % 100)
 
 
-@dataclass(frozen=True)
-class Idleness:
-    """What a process did while it waited for nothing."""
-
-    cpu_seconds: float
-    wall_seconds: float
-    sleeps: int
-    """Times it gave up its processor by itself: one for each sleep."""
-
-
-def idle(reader: Reader, *, seconds: float) -> Idleness:
-    """Wait for a message that does not come, in this thread."""
-    before, began = resource.getrusage(resource.RUSAGE_THREAD), time.monotonic()
+def sleeps_while_idle(reader: Reader, *, seconds: float) -> int:
+    """How often this thread gave up its processor by itself while it waited for a message that did not come."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
     try:
         reader.receive(deadline_seconds=seconds)
     except QueueError:
-        after = resource.getrusage(resource.RUSAGE_THREAD)
-        cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return Idleness(cpu_seconds, time.monotonic() - began, after.ru_nvcsw - before.ru_nvcsw)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
     raise AssertionError("a message came")
