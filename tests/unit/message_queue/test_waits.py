@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -166,6 +167,24 @@ def test_a_message_given_up_halfway_is_no_message(make_writer, attach, remote) -
     for reader in (near, other):
         received = reader.receive(deadline_seconds=PATIENCE_SECONDS)
         assert (received.sequence, received.frames) == (1, [b"small"])
+
+
+def test_a_reader_that_comes_in_the_middle_of_a_message_begins_with_the_next(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+    writer = make_writer("w", "late")
+    reader = attach(writer)
+    sending = thread.submit(writer.send, [b"x" * 200_000], deadline_seconds=PATIENCE_SECONDS)
+    with ThreadPoolExecutor(1) as other_thread:
+        opening = other_thread.submit(open_reader, writer.address, reader="late", generation=1, remote=remote)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not writer._joining and "late" not in writer.attached() and time.monotonic() < until:
+            os.sched_yield()
+        assert reader.receive(deadline_seconds=PATIENCE_SECONDS).sequence == sending.result(PATIENCE_SECONDS) == 1
+        late = opening.result(PATIENCE_SECONDS)
+    assert late.first_sequence == 2
+    writer.send([b"next"], deadline_seconds=1)
+    received = late.receive(deadline_seconds=PATIENCE_SECONDS)
+    assert (received.sequence, received.frames) == (2, [b"next"])
+    late.close()
 
 
 def test_a_message_beyond_all_bounds_is_refused_before_anything_is_sent(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
