@@ -1,0 +1,43 @@
+"""What a reader gets, and what every reader can do, whichever transport it has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from enginehouse_engine.message_queue.address import QueueAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One message. Its frames are the reader's own: they alias neither ring nor socket, and stay when the queue is gone."""
+
+    address: QueueAddress
+    """Whose message: queue, writer, generation."""
+    sequence: int
+    correlation: int
+    frames: list[bytearray]
+
+
+class Reader(ABC):
+    """One reader of one queue. Everything but :meth:`cancel` belongs to one thread."""
+
+    address: QueueAddress
+    first_sequence: int
+    """The first message that this reader gets."""
+
+    @abstractmethod
+    def receive(self, *, deadline_seconds: float) -> Received:
+        """The next message, in order, each exactly once.
+
+        Raises NothingReceived at the deadline, QueueClosed, WriterGone, ReaderDismissed, QueueCancelled and QueueCorrupt. After one
+        of the last five nothing more comes.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Have the present and every later call raise QueueCancelled. From any thread, also from a signal handler."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; the writer then no longer waits for this reader. May be called twice."""

@@ -1,0 +1,178 @@
+"""A reader on another node: whole messages over TCP, each acknowledged once it is copied.
+
+Invariant: a connection that breaks ends this reader; nothing is received again or left out behind its back.
+Does not spin: a network is slower than a sleep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from typing import Final
+
+import zmq
+
+from enginehouse_engine.message_queue.address import QueueAddress
+from enginehouse_engine.message_queue.errors import (
+    NothingReceived,
+    QueueCancelled,
+    QueueClosed,
+    QueueCorrupt,
+    QueueError,
+    ReaderDismissed,
+    ReaderRefused,
+    WriterGone,
+)
+from enginehouse_engine.message_queue.handshake import (
+    HANDSHAKE_VERSION,
+    Acknowledge,
+    Attach,
+    Closed,
+    Dismissed,
+    Refused,
+    Welcome,
+    decode_to_reader,
+    encode,
+)
+from enginehouse_engine.message_queue.received import Reader, Received
+from enginehouse_engine.message_queue.remote_connections import set_common_options
+from enginehouse_engine.message_queue.ring_layout import LARGEST_MESSAGE_BYTES, MOST_FRAMES, payload_bytes, unpack_header
+from enginehouse_engine.message_queue.waiting import Signal, seconds_left
+
+_NEVER_MILLISECONDS: Final = 24 * 3600 * 1000
+"""Before a broken connection would be made again; this reader has ended long before. Forbidding it altogether (-1) would make ZMQ
+throw away what it has received and not yet handed out when the writer ends."""
+
+
+def open_remote_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> RemoteReader:
+    """Attach over TCP as ``reader``, the ``generation``-th process of that name.
+
+    The writer answers in its next call. Raises ReaderRefused with the writer's reason, and WriterGone when it cannot be reached
+    or does not answer in time.
+    """
+    if not address.remote:
+        raise ReaderRefused(f"{address} has no readers on other nodes")
+    remote = RemoteReader(address, reader)
+    try:
+        remote.attach(generation, deadline_seconds=deadline_seconds)
+    except BaseException:
+        remote.close()
+        raise
+    return remote
+
+
+class RemoteReader(Reader):
+    """See :class:`Reader`. Made by :func:`open_remote_reader`."""
+
+    def __init__(self, address: QueueAddress, reader: str) -> None:
+        self.address = address
+        self.first_sequence = 0
+        self._name = reader
+        self._tag = address.tag
+        self._next_sequence = 0
+        self._cancelled = False
+        self._broken = False
+        self._ended: QueueError | None = None
+        self._signal = Signal()
+        self._dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        set_common_options(self._dealer)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL, _NEVER_MILLISECONDS)
+        self._dealer.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+        self._monitor: zmq.Socket[bytes] = self._dealer.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        )
+        self._poller = zmq.Poller()
+        for source in (self._dealer, self._monitor, self._signal.descriptor):
+            self._poller.register(source, zmq.POLLIN)
+
+    def attach(self, generation: int, *, deadline_seconds: float) -> None:
+        """Once, by :func:`open_remote_reader`."""
+        deadline = time.monotonic() + deadline_seconds
+        self._dealer.connect(self.address.remote)
+        hello = Attach(version=HANDSHAKE_VERSION, key=self.address.key, reader=self._name, generation=generation)
+        self._dealer.send(encode(hello), zmq.NOBLOCK)
+        try:
+            frames = self._next_frames(deadline)
+        except NothingReceived as error:
+            raise WriterGone(f"{self.address} did not answer reader {self._name!r} in {deadline_seconds:g} s") from error
+        answer = decode_to_reader(frames[0].bytes)
+        if isinstance(answer, Refused):
+            raise ReaderRefused(f"reader {self._name!r} was refused: {answer.reason}")
+        if not isinstance(answer, Welcome):
+            raise QueueCorrupt(f"{self.address} answered {answer} to an attach")
+        self.first_sequence = self._next_sequence = answer.first_sequence
+
+    def receive(self, *, deadline_seconds: float) -> Received:
+        if self._ended is not None:
+            raise self._ended
+        try:
+            frames = self._next_frames(time.monotonic() + deadline_seconds)
+            return self._message(frames) if len(frames) > 1 else self._end(frames[0].bytes)
+        except NothingReceived:
+            raise
+        except QueueError as error:
+            self._ended = error
+            raise
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._signal.set()
+
+    def close(self) -> None:
+        if self._dealer.closed:
+            return
+        self._ended = QueueCancelled(f"reader {self._name!r} of {self.address} is closed")
+        self._dealer.disable_monitor()
+        self._monitor.close(linger=0)
+        self._dealer.close()
+        self._signal.close()
+
+    def _next_frames(self, deadline: float) -> list[zmq.Frame]:
+        while True:
+            if self._cancelled:
+                raise QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
+            try:
+                return self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                pass
+            if self._broken:
+                raise WriterGone(f"the connection to {self.address} broke after message {self._next_sequence - 1}")
+            events = dict(self._poller.poll(int(seconds_left(deadline) * 1000) + 1))
+            self._signal.take()
+            if self._monitor in events:
+                # What came before the break is looked for once more.
+                self._monitor.recv_multipart(zmq.NOBLOCK)
+                self._broken = True
+            elif not events and time.monotonic() >= deadline:
+                raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
+
+    def _message(self, frames: list[zmq.Frame]) -> Received:
+        if len(frames) > MOST_FRAMES + 2 or frames[0].bytes:
+            raise QueueCorrupt(f"a message of {self.address} starts with an empty frame, found {len(frames)} others")
+        try:
+            header = unpack_header(frames[1].bytes, 0, tag=self._tag)
+        except struct.error as error:
+            raise QueueCorrupt(f"undecodable header of {len(frames[1])} bytes: {error}") from error
+        if header.sequence != self._next_sequence:
+            raise QueueCorrupt(f"message {self._next_sequence} of {self.address} was expected, found {header.sequence}")
+        # Copied out of ZMQ's memory, so that the frames are the reader's own on both transports.
+        owned = [bytearray(frame.buffer) for frame in frames[2:]]
+        found = (len(owned), payload_bytes([len(frame) for frame in owned]))
+        if found != (header.frame_count, header.total_bytes):
+            raise QueueCorrupt(
+                f"message {header.sequence} has {header.frame_count} frames in {header.total_bytes} bytes, "
+                f"found {found[0]} in {found[1]}"
+            )
+        self._next_sequence += 1
+        with contextlib.suppress(zmq.Again):  # The connection broke meanwhile: the next call finds that.
+            self._dealer.send(encode(Acknowledge(sequence=header.sequence)), zmq.NOBLOCK)
+        return Received(self.address, header.sequence, header.correlation, owned)
+
+    def _end(self, data: bytes) -> Received:
+        answer = decode_to_reader(data)
+        if isinstance(answer, Closed):
+            raise QueueClosed(f"{self.address} was closed after message {self._next_sequence - 1}")
+        if isinstance(answer, Dismissed):
+            raise ReaderDismissed(f"reader {self._name!r} was dismissed by {self.address}: {answer.reason}")
+        raise QueueCorrupt(f"{self.address} said {answer} to a reader that is attached")
