@@ -182,5 +182,5 @@ def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[_Message]) -> 
         raise ProtocolError(f"a message is exactly one frame, found {len(frames)}")
     try:
         return decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # broken UTF-8 is no MsgspecError
         raise ProtocolError(f"undecodable message of {len(frames[0])} bytes: {error}") from error

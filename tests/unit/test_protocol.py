@@ -1,0 +1,46 @@
+"""What arrives between API server and engine core is decoded or refused with words, whatever the bytes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse_engine.protocol import (
+    Abort,
+    ProtocolError,
+    Sampling,
+    Submit,
+    decode_from_core,
+    decode_to_core,
+    encode,
+    unpack_tokens,
+)
+
+
+@given(frames=st.lists(st.binary(max_size=64), max_size=3))
+def test_foreign_bytes_are_a_protocol_error_and_nothing_else(frames: list[bytes]) -> None:
+    for decode in (decode_from_core, decode_to_core):
+        with pytest.raises(ProtocolError):
+            decode(frames)
+
+
+def test_broken_utf8_in_a_known_message_is_a_protocol_error() -> None:
+    broken = encode(Abort(("abc",))).replace(b"abc", b"\xff\xff\xff")
+    with pytest.raises(ProtocolError, match="undecodable message"):
+        decode_to_core([broken])
+
+
+def test_a_message_has_one_frame_and_says_how_many_came() -> None:
+    with pytest.raises(ProtocolError, match="found 2"):
+        decode_to_core([b"", encode(Abort(()))])
+
+
+def test_token_ids_come_in_whole_numbers() -> None:
+    with pytest.raises(ProtocolError, match="found 5 bytes"):
+        unpack_tokens(b"12345")
+
+
+def test_a_submit_survives_the_wire() -> None:
+    message = Submit("r", b"\1\0\0\0", Sampling(max_tokens=3, logit_bias={5: -1.0}, stop_token_ids=(7,)))
+    assert decode_to_core([encode(message)]) == message
