@@ -191,6 +191,14 @@ class Stage:
             found[kind] = sorted(places.get(name, name) for name in names)
         return found
 
+    def garbage(self) -> list[str]:
+        """Names of what Kubernetes has yet to collect: rights whose replica is gone."""
+        places = {raw["metadata"]["name"] for raw in self.replicas()}
+        rights = [
+            raw["metadata"]["name"] for kind in ("accounts", "roles", "bindings") for raw in self.list(_PATHS[kind]) if _ours(raw)
+        ]
+        return sorted(set(rights) - places)
+
     # what the API server counted
 
     def audit(self) -> list[Raw]:
