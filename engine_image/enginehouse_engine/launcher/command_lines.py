@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from enginehouse_engine.launcher.process import API_SERVER, Process
+from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, Process
 
 HTTP_DESCRIPTOR: Final = 3
 """Where an API server finds the listening socket."""
@@ -24,13 +24,15 @@ class RunFiles:
 
 
 def command_line(process: Process, files: RunFiles) -> list[str]:
-    """``argv`` of an API server or an engine core."""
+    """``argv`` of an API server, an engine core or a worker."""
     common = ["--launcher-socket", str(files.launcher_socket), "--config", str(files.config)]
     if process.role == API_SERVER:
         module, own = "enginehouse_engine.api.process", ["--index", str(process.index), "--http-fd", str(HTTP_DESCRIPTOR)]
+    elif process.role == ENGINE_CORE:
+        module, own = "enginehouse_engine.core.process", ["--rank", str(process.rank)]
     else:
-        module, own = "enginehouse_engine.core.process", ["--rank", str(process.rank), "--incarnation", str(process.incarnation)]
-    return [sys.executable, "-m", module, *common, *own]
+        module, own = "enginehouse_engine.executor.worker_process", ["--rank", str(process.rank), "--index", str(process.index)]
+    return [sys.executable, "-m", module, *common, *own, "--incarnation", str(process.incarnation)]
 
 
 def model_fetch_command_line(uri: str, *, revision: str, cache_dir: Path | None) -> list[str]:

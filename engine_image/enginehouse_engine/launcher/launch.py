@@ -66,6 +66,11 @@ def make_run_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="enginehouse-", dir=usual if len(os.fsencode(usual)) <= _LONGEST_PARENT_BYTES else "/tmp"))
 
 
+def workers_per_rank(options: Options) -> int:
+    """Worker processes beside each engine core; 0 = the core runs the model itself."""
+    return options.parallel.tensor * options.parallel.pipeline if options.executor == "Multiprocess" else 0
+
+
 def end(cause: Cause | None) -> int:
     """Say why the engine ends, in the log and to the kubelet; the launcher's exit code."""
     if cause is not None:
@@ -98,7 +103,7 @@ class Launcher:
         self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *hang_up), self._signal)
         self._control = ControlServer(self._loop, self._files.launcher_socket, self)
         self._lifecycle = Lifecycle(
-            processes=processes(api_servers=options.api_servers, ranks=options.parallel.data),
+            processes=processes(api_servers=options.api_servers, ranks=options.parallel.data, workers=workers_per_rank(options)),
             replica_uid=options.replica_uid,
             startup_timeout_seconds=options.startup_timeout_seconds,
             drain_timeout_seconds=options.drain_timeout_seconds,

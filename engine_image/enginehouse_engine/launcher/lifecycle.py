@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
-from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, MODEL_FETCH, Process
+from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
 SETTLE_SECONDS: Final = 5.0
@@ -48,6 +48,7 @@ class _Seen:
     registered: bool = False
     stage: str = ""
     endpoint: str = ""
+    record: dict[str, Any] | None = None
     ready: messages.Ready | None = None
     drained: bool = False
     failed: messages.Failed | None = None
@@ -119,6 +120,8 @@ class Lifecycle:
     def registered(self, process: Process) -> list[Action]:
         """The process handed its pipe over."""
         self._seen[process].registered = True
+        if process.role == API_SERVER:
+            return [Send(process, self._ranks())]
         return self._addresses([process])
 
     def said(self, process: Process, message: messages.FromProcess) -> list[Action]:
@@ -132,6 +135,9 @@ class Lifecycle:
             case messages.Bound(endpoint=endpoint):
                 seen.endpoint = endpoint
                 return self._addresses(self._alive(ENGINE_CORE))
+            case messages.Published(record=record):
+                seen.record = record
+                return self._peers(process)
             case messages.Ready():
                 seen.ready = message
                 return self._check_ready()
@@ -231,10 +237,26 @@ class Lifecycle:
         message = {"type": "addresses", "frontEnds": front_ends, "replicaUid": self.replica_uid}
         return [Send(core, message) for core in cores if core.role == ENGINE_CORE and self._seen[core].registered]
 
+    def _peers(self, process: Process) -> list[Action]:
+        """Everybody's record to everybody in the rank, once the last one has come."""
+        rank = [other for other in self.processes if (other.rank, other.incarnation) == (process.rank, process.incarnation)]
+        known = [self._seen[other].record for other in rank if other in self._seen]
+        if WORKER not in {other.role for other in rank} or len(known) < len(rank) or None in known:
+            return []
+        records = [{"role": other.role, "index": other.index, "record": self._seen[other].record} for other in rank]
+        identity = {"replicaUid": self.replica_uid, "rank": process.rank, "incarnation": process.incarnation}
+        return [Send(other, {"type": "peers", **identity, "records": records}) for other in rank]
+
+    def _ranks(self) -> dict[str, Any]:
+        """What every API server is told of the ranks."""
+        ranks = [{key: rank[key] for key in ("rank", "incarnation", "state")} for rank in self.state()["ranks"]]
+        return {"type": "ranks", "ranks": ranks}
+
     def _check_ready(self) -> list[Action]:
         if self.phase is Phase.STARTING and not self._missing():
             self.phase = Phase.SERVING
             self.deadline = math.inf
+            return [Send(server, self._ranks()) for server in self._alive(API_SERVER)]
         return []
 
     def _check_drained(self) -> list[Action]:

@@ -6,7 +6,7 @@ are plain dictionaries, made where it is decided.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -38,6 +38,12 @@ class Bound(msgspec.Struct, frozen=True, tag="bound"):
     """An API server's ROUTER socket has this address."""
 
     endpoint: str
+
+
+class Published(msgspec.Struct, frozen=True, tag="published"):
+    """Where a process of a rank can be reached by the others of its rank. What is in it is theirs to know."""
+
+    record: dict[str, Any]
 
 
 class Fit(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,13 +94,13 @@ class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-FromProcess = Register | Stage | Bound | Ready | Failed | Drained
+FromProcess = Register | Stage | Bound | Published | Ready | Failed | Drained
 FromMonitor = Stored | Drain | Abort
 
 _type = msgspec.json.Decoder(_Type)
 _from_process = msgspec.json.Decoder(FromProcess)
 _from_monitor = msgspec.json.Decoder(FromMonitor)
-_process_types: Final = frozenset({"register", "stage", "bound", "ready", "failed", "drained"})
+_process_types: Final = frozenset({"register", "stage", "bound", "published", "ready", "failed", "drained"})
 _monitor_types: Final = frozenset({"stored", "drain", "abort"})
 
 

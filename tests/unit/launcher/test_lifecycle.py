@@ -33,8 +33,8 @@ def ready(*ranks: int, length: int = 64) -> messages.Ready:
 class Story:
     """An engine under test; processes get pids from 100 on, in order."""
 
-    def __init__(self, *, servers: int = 1, ranks: int = 1, monitor: str = "") -> None:
-        self.all = processes(api_servers=servers, ranks=ranks)
+    def __init__(self, *, servers: int = 1, ranks: int = 1, workers: int = 0, monitor: str = "") -> None:
+        self.all = processes(api_servers=servers, ranks=ranks, workers=workers)
         self.servers = [process for process in self.all if process.role == API_SERVER]
         self.cores = [process for process in self.all if process.role == ENGINE_CORE]
         self.life = Lifecycle(
@@ -100,12 +100,36 @@ def test_addresses_are_published_when_all_api_servers_are_bound_and_to_late_core
     story.start()
     early, late = story.cores
     for process in (*story.servers, early):
-        assert story.life.registered(process) == []
+        assert told(story.life.registered(process), "addresses") == []
     assert story.life.said(story.servers[1], messages.Bound(endpoint="ipc://b")) == []
     front_ends = [{"index": 0, "endpoint": "ipc://a"}, {"index": 1, "endpoint": "ipc://b"}]
     message = {"type": "addresses", "frontEnds": front_ends, "replicaUid": "uid"}
     assert story.life.said(story.servers[0], messages.Bound(endpoint="ipc://a")) == [Send(early, message)]
     assert story.life.registered(late) == [Send(late, message)]
+
+
+def test_records_of_a_rank_reach_all_of_it_when_the_last_has_come_and_no_other_rank() -> None:
+    story = Story(ranks=2, workers=2)
+    story.start()
+    story.register()
+    rank = [process for process in story.all if process.rank == 1]
+    for process in rank[:-1]:
+        assert story.life.said(process, messages.Published(record={"queue": str(process)})) == []
+    actions = story.life.said(rank[-1], messages.Published(record={"queue": str(rank[-1])}))
+    assert told(actions, "peers") == rank
+    records = [{"role": process.role, "index": process.index, "record": {"queue": str(process)}} for process in rank]
+    message = {"type": "peers", "replicaUid": "uid", "rank": 1, "incarnation": 1, "records": records}
+    assert [action.message for action in actions if isinstance(action, Send)] == [message] * 3
+
+
+def test_api_servers_hear_of_every_rank_after_registration_and_on_every_change() -> None:
+    story = Story(ranks=2)
+    story.start()
+    rows = [{"rank": rank, "incarnation": 1, "state": "Starting"} for rank in (0, 1)]
+    assert story.register() == [Send(story.servers[0], {"type": "ranks", "ranks": rows})]
+    story.life.said(story.servers[0], messages.Bound(endpoint="ipc://a"))
+    rows = [{**row, "state": "Serving"} for row in rows]
+    assert story.life.said(story.servers[0], ready(0, 1)) == [Send(story.servers[0], {"type": "ranks", "ranks": rows})]
 
 
 def test_it_serves_when_every_api_server_knows_every_rank() -> None:
