@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from enginehouse_engine.config import ConfigError
+from enginehouse_engine.model.checked_fields import CheckedFields
 from enginehouse_engine.model.model_config import from_gguf
-from enginehouse_engine.text.gguf_metadata import GgufError, read_metadata_and_end
+from enginehouse_engine.text.gguf_metadata import GgufError, read_metadata_and_end, read_string
 
 _OUTSIDE_LAYERS: Final = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
 }
 _IN_LAYER: Final = {
     "input_layernorm": "attn_norm",
@@ -43,6 +44,11 @@ _IN_LAYER: Final = {
 }
 _FREQUENCY_DIVISORS: Final = "rope_freqs.weight"
 _MOST_DIMENSIONS: Final = 4
+_MOST_TENSORS: Final = 1 << 16
+_MOST_FREQUENCIES: Final = 1 << 16
+_DEFAULT_ALIGNMENT_BYTES: Final = 32
+_LARGEST_ALIGNMENT_BYTES: Final = 1 << 21
+_KNOWN_QUANTIZATIONS: Final = frozenset(kind.value for kind in gguf.GGMLQuantizationType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +69,21 @@ class GgufWeights:
             metadata, end = read_metadata_and_end(path)
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._tensors = _read_directory(mapped, end, int(metadata.get("general.alignment", 32)))
+            fields = CheckedFields(metadata, source=str(path))
+            self._tensors = _read_directory(mapped, end, _alignment(fields))
         except (OSError, GgufError, struct.error, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a GGUF file: {error}: download the model again") from error
         self._path = path
         self._data = np.frombuffer(mapped, np.uint8)
         divisors: tuple[float, ...] = ()
         if _FREQUENCY_DIVISORS in self._tensors:
-            divisors = tuple(self._dequantize(_FREQUENCY_DIVISORS).tolist())
+            if math.prod(self._tensors[_FREQUENCY_DIVISORS].shape) > _MOST_FREQUENCIES:
+                raise ConfigError(f"tensor {_FREQUENCY_DIVISORS} of {path} is larger than any head: download the model again")
+            divisors = tuple(self._dequantize(_FREQUENCY_DIVISORS).ravel().tolist())
         if "token_embd.weight" not in self._tensors:
             raise ConfigError(f"tensor token_embd.weight is not in {path}: it is no language model, or a part of one")
         self.config = from_gguf(
-            metadata,
+            fields,
             vocabulary_size=self._tensors["token_embd.weight"].shape[0],
             tied_embeddings="output.weight" not in self._tensors,
             frequency_divisors=divisors,
@@ -114,31 +123,44 @@ class GgufWeights:
 
 
 def _gguf_name(name: str) -> str:
-    if known := _OUTSIDE_LAYERS.get(name):
-        return known
-    _, _, layer, rest = name.split(".", 3)
-    module, _, suffix = rest.rpartition(".")
+    module, _, suffix = name.rpartition(".")
+    if known := _OUTSIDE_LAYERS.get(module):
+        return f"{known}.{suffix}"
+    _, _, layer, module = module.split(".", 3)
     return f"blk.{layer}.{_IN_LAYER[module]}.{suffix}"
 
 
 def _undo_interleaving(array: NDArray[Any], heads: int) -> NDArray[Any]:
     """llama.cpp pairs neighbouring dimensions of a head for rotation; Hugging Face pairs the two halves."""
-    rows = array.shape[0] // heads
+    rows, rest = divmod(array.shape[0], heads)
+    if rest or rows % 2:
+        raise ConfigError(f"{array.shape[0]} rows of queries or keys are no {heads} heads of pairs: download the model again")
     return array.reshape(heads, rows // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def _alignment(fields: CheckedFields) -> int:
+    alignment = fields.whole("general.alignment", _DEFAULT_ALIGNMENT_BYTES, least=8, most=_LARGEST_ALIGNMENT_BYTES)
+    if alignment & (alignment - 1):
+        raise fields.wrong("general.alignment", "a power of two")
+    return alignment
 
 
 def _read_directory(data: mmap.mmap, position: int, alignment: int) -> dict[str, _Tensor]:
     (count,) = struct.unpack_from("<Q", data, 8)
+    if count > _MOST_TENSORS:
+        raise GgufError(f"wanted at most {_MOST_TENSORS} tensors, found {count}")
     found: list[tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]] = []
     for _ in range(count):
-        (length,) = struct.unpack_from("<Q", data, position)
-        name = data[position + 8 : position + 8 + length].decode()
-        position += 8 + length
+        name, position = read_string(data, position)
         (dimensions,) = struct.unpack_from("<I", data, position)
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise GgufError(f"tensor {name!r} has {dimensions} dimensions")
+            raise GgufError(f"tensor {name!r} has {dimensions} dimensions, wanted 1 to {_MOST_DIMENSIONS}")
         shape = struct.unpack_from(f"<{dimensions}Q", data, position + 4)
+        if 0 in shape:
+            raise GgufError(f"tensor {name!r} has no elements: its shape is {shape[::-1]}")
         kind, offset = struct.unpack_from("<IQ", data, position + 4 + 8 * dimensions)
+        if kind not in _KNOWN_QUANTIZATIONS:
+            raise GgufError(f"tensor {name!r} is quantized by method {kind}, which is not known here")
         position += 16 + 8 * dimensions
         found.append((name, shape[::-1], gguf.GGMLQuantizationType(kind), offset))
     first = -(-position // alignment) * alignment

@@ -80,8 +80,10 @@ class FolderWeights:
         if index.is_file():
             try:
                 files = set(json.loads(index.read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ConfigError(f"{index} is no index of safetensors files: {error}") from error
+            if not all(isinstance(file, str) for file in files):
+                raise ConfigError(f"{index} is no index of safetensors files: its weight_map names files that are no texts")
         elif (self._folder / _SINGLE).is_file():
             files = {_SINGLE}
         else:
@@ -94,6 +96,6 @@ class FolderWeights:
             raise ConfigError(f"{self._folder / _INDEX} names {file!r}, which is outside the folder")
         try:
             self._open[file] = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path} cannot be read as safetensors: {error}: download the model again") from error
         return list(self._open[file].keys())  # type: ignore[no-untyped-call]

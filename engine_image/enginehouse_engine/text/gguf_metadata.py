@@ -3,19 +3,22 @@
 The reader of the ``gguf`` package keeps every string of an array as its own numpy view: 2.8 s and 0.8 s of imports for a
 vocabulary of 49,152 tokens. An API server that answers within half a second cannot wait for that, so this walks the mapped bytes.
 
-Invariant: a length that points outside the file is an error and never an allocation. Does not read tensors.
+Invariant: a length that points outside the file, or far into its tensors, is an error and never an allocation. Reads no tensors.
 Format: ggml ``docs/gguf.md``, versions 2 and 3, little endian.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 MAGIC: Final = b"GGUF"
+LARGEST_METADATA_BYTES: Final = 64 * 1024 * 1024
+"""Several times the largest vocabulary there is. What a broken file can have us make is bounded by this, and not by its size."""
 
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -57,11 +60,13 @@ def read_metadata_and_end(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise GgufError(f"{path} does not start with the bytes GGUF: it is no GGUF file")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        size = os.fstat(file.fileno()).st_size
+        with mmap.mmap(file.fileno(), min(size, LARGEST_METADATA_BYTES), access=mmap.ACCESS_READ) as data:
             try:
                 return _read(data)
             except (struct.error, UnicodeDecodeError, GgufError, RecursionError) as error:
-                raise GgufError(f"the metadata of {path} ({len(data)} bytes) cannot be read: {error}") from error
+                looked_at = f", of which the first {len(data)} are looked at" if len(data) < size else ""
+                raise GgufError(f"the metadata of {path} ({size} bytes{looked_at}) cannot be read: {error}") from error
 
 
 def _read(data: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -72,7 +77,7 @@ def _read(data: mmap.mmap) -> tuple[dict[str, Any], int]:
     position = 24
     metadata: dict[str, Any] = {}
     for _ in range(count):
-        key, position = _string(data, position)
+        key, position = read_string(data, position)
         (kind,) = _TYPE.unpack_from(data, position)
         metadata[key], position = _value(data, position + 4, kind)
     return metadata, position
@@ -82,7 +87,7 @@ def _value(data: mmap.mmap, position: int, kind: int) -> tuple[Any, int]:
     if scalar := _SCALARS.get(kind):
         return scalar.unpack_from(data, position)[0], position + scalar.size
     if kind == _STRING:
-        return _string(data, position)
+        return read_string(data, position)
     if kind == _ARRAY:
         return _array(data, position)
     raise GgufError(f"unknown value type {kind} at byte {position}")
@@ -114,7 +119,8 @@ def _array(data: mmap.mmap, position: int) -> tuple[list[Any], int]:
     return strings, position
 
 
-def _string(data: mmap.mmap, position: int) -> tuple[str, int]:
+def read_string(data: mmap.mmap, position: int) -> tuple[str, int]:
+    """A string (its length, then its bytes), and the byte after it. Raises GgufError, struct.error and UnicodeDecodeError."""
     start = position + 8
     end = start + _LENGTH.unpack_from(data, position)[0]
     if end > len(data):
