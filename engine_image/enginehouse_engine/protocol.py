@@ -14,6 +14,8 @@ from typing import Final, TypeVar
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
+TOKEN_BYTES: Final = 4
+"""Of a token id in a prompt."""
 
 
 class ProtocolError(Exception):
@@ -27,7 +29,7 @@ def pack_tokens(tokens: list[int] | tuple[int, ...]) -> bytes:
 
 def unpack_tokens(packed: bytes) -> list[int]:
     """The inverse of :func:`pack_tokens`. Raises ProtocolError when the length is no multiple of four bytes."""
-    if len(packed) % 4:
+    if len(packed) % TOKEN_BYTES:
         raise ProtocolError(f"token ids come in 4-byte steps, found {len(packed)} bytes")
     tokens = array("i")
     tokens.frombytes(packed)
@@ -84,6 +86,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Most requests running at once."""
     context_limited_by: str = ""
     """``model``, ``memory`` or ``spec``."""
+    stats: StepStats | None = None
+    """The figures of now: a front end may come late."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -122,13 +126,16 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str
     tokens: tuple[int, ...] = ()
     finish_reason: str | None = None
-    """``stop`` (end or stop token), ``length``, ``error``."""
+    """``stop`` (end or stop token), ``length``; ``refused`` (it can never run, whoever asks again) or ``error`` (a fault)."""
     stop_token: int | None = None
     """The token that ended it: also the last of ``tokens``, not part of the text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were reused; given with the first token."""
     error: str = ""
+    """Why it was refused, or what broke."""
+    context_limit: int | None = None
+    """Refused because prompt and answer together exceed so many tokens."""
 
 
 class StepStats(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -53,6 +53,7 @@ class _Endpoint(ABC, Generic[_Request]):
     """An ASGI application for one route. Raises ApiError until the response has begun."""
 
     decoder: msgspec.json.Decoder[_Request]
+    prompt_param: str
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -93,6 +94,7 @@ class _Endpoint(ABC, Generic[_Request]):
             choices=[Choice(text.tokenizer, plan.stops, continues=plan.continues) for _ in submits],
             answers_per_prompt=len(plan.samplings[0]),
             prompt_tokens=sum(map(len, plan.prompts)),
+            prompt_param=self.prompt_param,
             arrival_seconds=arrival,
         )
 
@@ -107,6 +109,7 @@ class Completions(_Endpoint[CompletionRequest]):
     """``POST /v1/completions``."""
 
     decoder = completion_request
+    prompt_param = "prompt"
 
     async def plan(self, request: CompletionRequest, text: ModelText, *, limit: int) -> Plan:
         tokenizer = text.tokenizer
@@ -161,6 +164,7 @@ class ChatCompletions(_Endpoint[ChatRequest]):
     """``POST /v1/chat/completions``."""
 
     decoder = chat_request
+    prompt_param = "messages"
 
     async def plan(self, request: ChatRequest, text: ModelText, *, limit: int) -> Plan:
         tokenizer, template = text.tokenizer, text.template

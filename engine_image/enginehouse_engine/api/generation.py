@@ -16,7 +16,7 @@ from enginehouse_engine.api.choices import Choice, Delta
 from enginehouse_engine.api.front_end import FrontEnd
 from enginehouse_engine.api.metrics import Metrics
 from enginehouse_engine.api.schema import CachedTokens, Usage
-from enginehouse_engine.protocol import RequestOutput, Submit
+from enginehouse_engine.protocol import TOKEN_BYTES, RequestOutput, Submit
 
 
 class ClientGone(Exception):
@@ -35,15 +35,18 @@ class Generation:
         choices: Sequence[Choice],
         answers_per_prompt: int,
         prompt_tokens: int,
+        prompt_param: str,
         arrival_seconds: float,
     ) -> None:
         """One choice for each submit, prompt by prompt. Raises ApiError when nobody serves.
 
-        ``prompt_tokens`` counts each prompt once.
+        ``prompt_tokens`` counts each prompt once; ``prompt_param`` is what the API calls the prompt.
         """
         self._front_end = front_end
         self._metrics = metrics
+        self._submits = submits
         self._choices = choices
+        self._prompt_param = prompt_param
         self._prompt_tokens = prompt_tokens
         self._answers_per_prompt = answers_per_prompt
         self._arrival = arrival_seconds
@@ -98,6 +101,8 @@ class Generation:
         )
 
     def _feed(self, index: int, output: RequestOutput, now: float) -> Delta:
+        if output.finish_reason == "refused":
+            raise self._refused(index, output)
         if output.finish_reason == "error":
             raise errors.internal(f"the engine core could not go on with this request: {output.error}")
         self._measure(index, len(output.tokens), now)
@@ -108,6 +113,18 @@ class Generation:
             if output.finish_reason is None:
                 self._front_end.abort((self._answer.request_ids[index],))
         return delta
+
+    def _refused(self, index: int, output: RequestOutput) -> errors.ApiError:
+        """What the API would have said, had it known the core's limit: a rank that came meanwhile may have a smaller one."""
+        if output.context_limit is None:
+            return errors.invalid(output.error)
+        submit = self._submits[index]
+        return errors.context_length_exceeded(
+            limit=output.context_limit,
+            prompt_tokens=len(submit.prompt) // TOKEN_BYTES,
+            max_tokens=submit.sampling.max_tokens,
+            param=self._prompt_param,
+        )
 
     def _measure(self, index: int, tokens: int, now: float) -> None:
         if not tokens:

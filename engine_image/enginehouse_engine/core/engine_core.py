@@ -59,9 +59,13 @@ class EngineCore:
         try:
             tokens = unpack_tokens(submit.prompt)
         except ProtocolError as error:
-            return _refusal(submit, str(error))
-        if reason := self._why_never(submit, tokens, front_end):
-            return _refusal(submit, reason)
+            return _fault(submit, str(error))
+        if (front_end, submit.request_id) in self._sequences:
+            return _fault(submit, f"a request with id {submit.request_id} is already running")
+        if reason := self._why_never(submit, tokens):
+            limit = self.fit.max_context_length
+            too_long = len(tokens) + submit.sampling.max_tokens > limit
+            return RequestOutput(submit.request_id, (), "refused", error=reason, context_limit=limit if too_long else None)
         seed = submit.sampling.seed
         sequence = Sequence(
             front_end=front_end,
@@ -119,7 +123,7 @@ class EngineCore:
         """Release what the executor holds."""
         self._executor.shutdown()
 
-    def _why_never(self, submit: Submit, tokens: list[int], front_end: int) -> str:
+    def _why_never(self, submit: Submit, tokens: list[int]) -> str:
         limit = self.fit.max_context_length
         asked = len(tokens) + submit.sampling.max_tokens
         if not tokens:
@@ -134,8 +138,6 @@ class EngineCore:
         named = (*tokens, *submit.sampling.logit_bias, *submit.sampling.stop_token_ids)
         if foreign := [token for token in named if not 0 <= token < self._vocabulary_size]:
             return f"token id {foreign[0]} is not in the model's vocabulary of {self._vocabulary_size}"
-        if (front_end, submit.request_id) in self._sequences:
-            return f"a request with id {submit.request_id} is already running"
         return ""
 
     def _append(self, sequence: Sequence, token: int, output: StepOutput, row: int) -> RequestOutput:
@@ -185,7 +187,8 @@ def _smallest_fit(config: EngineConfig, profiles: list[WorkerProfile]) -> Contex
     return min(fits, key=lambda fit: fit.total_blocks)
 
 
-def _refusal(submit: Submit, reason: str) -> RequestOutput:
+def _fault(submit: Submit, reason: str) -> RequestOutput:
+    """The front end broke the protocol: no client could have asked for this."""
     return RequestOutput(request_id=submit.request_id, finish_reason="error", error=reason)
 
 

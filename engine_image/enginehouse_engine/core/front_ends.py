@@ -1,7 +1,7 @@
 """The core's sockets: one DEALER to every front end, connected and disconnected as the launcher's list says.
 
 Invariant: the first message on every socket is ``Hello``; nothing here ever blocks.
-Does not know what a request means (``process.py``).
+Does not know what a request means (``loop.py``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import zmq
 
-from enginehouse_engine.protocol import FromCore, Hello, ToCore, decode_to_core, encode
+from enginehouse_engine.protocol import FromCore, Hello, StepStats, ToCore, decode_to_core, encode
 
 _LINGER_MILLISECONDS: Final = 200
 
@@ -33,8 +34,11 @@ class FrontEnds:
         self._hello = hello
         self._front_ends: dict[int, _FrontEnd] = {}
 
-    def update(self, endpoints: Mapping[int, str]) -> list[int]:
-        """Connect to the new ones and let go of the others; the indices whose requests nobody waits for any more."""
+    def update(self, endpoints: Mapping[int, str], stats: StepStats) -> list[int]:
+        """Connect to the new ones and let go of the others; the indices whose requests nobody waits for any more.
+
+        ``stats`` are the figures of now: a front end that comes late begins with them.
+        """
         gone = [index for index, known in self._front_ends.items() if endpoints.get(index) != known.endpoint]
         for index in gone:
             front_end = self._front_ends.pop(index)
@@ -42,8 +46,11 @@ class FrontEnds:
             front_end.socket.close(linger=0)
         for index, endpoint in endpoints.items():
             if index not in self._front_ends:
-                self._front_ends[index] = _FrontEnd(endpoint, self._connect(endpoint))
+                self._front_ends[index] = _FrontEnd(endpoint, self._connect(endpoint, stats))
         return gone
+
+    def __len__(self) -> int:
+        return len(self._front_ends)
 
     def indices(self) -> list[int]:
         return list(self._front_ends)
@@ -75,12 +82,12 @@ class FrontEnds:
             front_end.socket.close(linger=_LINGER_MILLISECONDS)
         self._front_ends.clear()
 
-    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _connect(self, endpoint: str, stats: StepStats) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.IDENTITY, f"{self._hello.rank}-{self._hello.incarnation}".encode())
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
-        socket.send(encode(self._hello), zmq.NOBLOCK)
+        socket.send(encode(msgspec.structs.replace(self._hello, stats=stats)), zmq.NOBLOCK)
         return socket

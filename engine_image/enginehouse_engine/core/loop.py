@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -16,7 +17,7 @@ import zmq
 from enginehouse_engine.config import EngineConfig
 from enginehouse_engine.core.engine_core import EngineCore
 from enginehouse_engine.core.front_ends import FrontEnds
-from enginehouse_engine.protocol import PROTOCOL_VERSION, Abort, Hello, Outputs, Refused, Submit, ToCore, Welcome
+from enginehouse_engine.protocol import PROTOCOL_VERSION, Abort, Hello, Outputs, Refused, RequestOutput, Submit, ToCore, Welcome
 from enginehouse_engine.registration import Registration, RegistrationError
 
 logger = logging.getLogger("enginehouse.core")
@@ -24,6 +25,8 @@ logger = logging.getLogger("enginehouse.core")
 
 class HandshakeTimeout(Exception):
     """Launcher or front ends did not answer in time; names who is missing."""
+
+    failure_class = "StartupTimeout"
 
 
 class HandshakeRefused(Exception):
@@ -55,7 +58,10 @@ class Loop:
         self._front_ends = FrontEnds(self._context, self._poller, hello)
         self._waiting_for = ["the launcher's list of front ends"]
         self._deadline = time.monotonic() + config.startup_timeout_seconds
-        self._busy = False
+        self._served = False
+        """All front ends of a list have welcomed this core."""
+        self._changed = False
+        """Requests came or went since the front ends were told how many there are."""
         self._stopping = False
 
     def run(self) -> None:
@@ -78,9 +84,15 @@ class Loop:
         if not self._waiting_for:
             return None
         left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise HandshakeTimeout(f"no answer in {self._config.startup_timeout_seconds:.0f} s from {', '.join(self._waiting_for)}")
-        return math.ceil(left * 1000)
+        if left > 0:
+            return math.ceil(left * 1000)
+        silence = f"no answer in {self._config.startup_timeout_seconds:.0f} s from {', '.join(self._waiting_for)}"
+        if not self._served:
+            raise HandshakeTimeout(silence)
+        # A front end that came late and is silent is the launcher's to judge; the others still need this core.
+        logger.error("%s", silence)
+        self._waiting_for = []
+        return None
 
     def _obey(self, message: dict[str, Any]) -> None:
         match message["type"]:
@@ -100,8 +112,9 @@ class Loop:
         if replica_uid != self._config.replica_uid:
             logger.warning("addresses of replica %s are ignored, this is %s", replica_uid, self._config.replica_uid)
             return
-        for index in self._front_ends.update(endpoints):
+        for index in self._front_ends.update(endpoints, self._core.stats()):
             self._core.abort_front_end(index)
+            self._changed = True
         self._deadline = time.monotonic() + self._config.startup_timeout_seconds
         self._waiting_for = self._front_ends.unwelcomed()
 
@@ -110,24 +123,30 @@ class Loop:
             case Submit():
                 if refusal := self._core.add(message, front_end=front_end):
                     self._front_ends.send(front_end, Outputs((refusal,), self._core.stats()))
+                else:
+                    self._changed = True
             case Abort():
                 self._core.abort(message.request_ids, front_end=front_end)
+                self._changed = True
             case Welcome():
                 self._front_ends.welcome(front_end)
                 self._waiting_for = self._front_ends.unwelcomed()
+                self._served = self._served or not self._waiting_for
             case Refused():
                 raise HandshakeRefused(f"front end {front_end} refused this core: {message.reason}")
 
     def _advance(self) -> None:
-        """One step if there is work. Front ends without output hear the figures when the work ends, not after each step."""
+        """One step if there is work.
+
+        All front ends hear the figures of each step, and of arrivals before a step that may take long: they choose by them.
+        """
+        if self._changed and (len(self._front_ends) > 1 or not self._core.has_work):
+            self._tell({})
+        self._changed = False
         if self._core.has_work:
-            outputs = self._core.step()
-            self._busy = True
-        else:
-            outputs = {}
-        if self._busy and not self._core.has_work:
-            outputs = dict.fromkeys(self._front_ends.indices(), ()) | outputs
-            self._busy = False
-        stats = self._core.stats() if outputs else None
-        for front_end, rows in outputs.items():
-            self._front_ends.send(front_end, Outputs(rows, stats))
+            self._tell(self._core.step())
+
+    def _tell(self, outputs: Mapping[int, tuple[RequestOutput, ...]]) -> None:
+        stats = self._core.stats()
+        for front_end in self._front_ends.indices():
+            self._front_ends.send(front_end, Outputs(outputs.get(front_end, ()), stats))

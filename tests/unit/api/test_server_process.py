@@ -275,6 +275,23 @@ def test_an_error_before_the_first_byte_is_an_http_error(server: ApiServer, core
         assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
 
 
+def test_what_the_core_refuses_is_the_same_error_as_the_apis_own(server: ApiServer, core: Core) -> None:
+    own = _post(server, {**ASK, "max_tokens": LIMIT})
+    core.behaviour = lambda submit: [RequestOutput(submit.request_id, (), "refused", error="too long", context_limit=LIMIT - 20)]
+    late = _post(server, {**ASK, "max_tokens": LIMIT - 1})
+    assert own.status_code == late.status_code == 400
+    own_error, late_error = own.json()["error"], late.json()["error"]
+    assert (late_error["code"], late_error["param"], late_error["type"]) == (
+        own_error["code"],
+        own_error["param"],
+        own_error["type"],
+    )
+    words = "maximum context length is 44 tokens. However, you requested 64 tokens (1 in the prompt, 63 in the completion)"
+    assert words in late_error["message"]
+    core.behaviour = lambda submit: [RequestOutput(submit.request_id, (), "refused", error="token id 9 is unknown")]
+    assert (_post(server).status_code, _post(server).json()["error"]["message"]) == (400, "token id 9 is unknown")
+
+
 def test_drain_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path: Path) -> None:
     with ApiServer(tmp_path, engine_config()) as server:
         core = server.core()

@@ -140,6 +140,13 @@ class FrontEnd:
                 if row.finish_reason is not None:
                     return tokens
 
+    def figures(self) -> tuple[int, int]:
+        """Running and waiting, as the next message says."""
+        message = self.hear()
+        assert isinstance(message, Outputs)
+        assert message.stats is not None
+        return message.stats.running, message.stats.waiting
+
     def outputs_until_idle(self) -> list[RequestOutput]:
         rows: list[RequestOutput] = []
         while True:
@@ -211,6 +218,40 @@ def test_every_front_end_gets_its_own_answers_and_a_replaced_one_is_greeted_anew
     assert left.answer("after") == simulated_answer([3], 5)
 
 
+def test_every_front_end_hears_of_work_before_the_step_and_when_it_is_over(launcher: Launcher, front_ends: list[FrontEnd]) -> None:
+    launcher.stages()
+    left, right, late = front_ends
+    launcher.publish(left.endpoint, right.endpoint)
+    left.greet()
+    right.greet(1)
+    left.say(greedy("endless", [1], 8000))
+    assert right.figures() == (0, 1)
+    assert right.figures() == (1, 0)
+    launcher.publish(left.endpoint, right.endpoint, late.endpoint)
+    stats = late.greet(2).stats
+    assert stats is not None
+    assert (stats.running, stats.steps > 0) == (1, True)
+    left.say(Abort(("endless",)))
+    assert all(row.request_id == "" for row in right.outputs_until_idle())
+    assert late.outputs_until_idle() == []
+
+
+@pytest.mark.parametrize("launcher", [{"startup_timeout_seconds": 0.3}], indirect=True)
+def test_a_front_end_that_came_late_and_is_silent_takes_no_core_with_it(launcher: Launcher, front_ends: list[FrontEnd]) -> None:
+    launcher.stages()
+    left, silent, _ = front_ends
+    launcher.publish(left.endpoint)
+    left.greet()
+    left.say(greedy("first", [1], 2))
+    assert left.answer("first") == simulated_answer([1], 2)
+    launcher.publish(left.endpoint, silent.endpoint)
+    assert isinstance(silent.hear(), Hello)
+    with pytest.raises(subprocess.TimeoutExpired):
+        launcher.process.wait(0.6)
+    left.say(greedy("second", [2], 2))
+    assert left.answer("second") == simulated_answer([2], 2)
+
+
 def test_an_abort_ends_the_work_and_refusals_come_back_at_once(launcher: Launcher, front_ends: list[FrontEnd]) -> None:
     launcher.stages()
     front_end = front_ends[0]
@@ -219,7 +260,7 @@ def test_an_abort_ends_the_work_and_refusals_come_back_at_once(launcher: Launche
     front_end.say(greedy("too long", [1], 8192))
     message = front_end.hear()
     assert isinstance(message, Outputs)
-    assert message.outputs[0].finish_reason == "error"
+    assert (message.outputs[0].finish_reason, message.outputs[0].context_limit) == ("refused", 8192)
     front_end.say(greedy("endless", [1], 8191))
     assert isinstance(front_end.hear(), Outputs)
     front_end.say(Abort(("endless",)))

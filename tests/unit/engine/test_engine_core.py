@@ -150,16 +150,23 @@ def test_an_aborted_request_says_nothing_more_and_leaves_nothing_behind() -> Non
         (submit("r", [1], 1, logit_bias={-1: 1.0}), "token id -1"),
         (submit("r", [1], 1, stop_token_ids=(300,)), "token id 300"),
         (submit("r", [1] * 8000, 193), "need a context of 8193 tokens, this engine's is 8192"),
-        (Submit("r", b"123", Sampling(max_tokens=1)), "4-byte steps"),
     ],
 )
 def test_what_can_never_run_is_refused_at_once(request_: Submit, words: str) -> None:
     engine = core()
     refusal = engine.add(request_, front_end=0)
     assert refusal is not None
-    assert refusal.finish_reason == "error"
+    assert refusal.finish_reason == "refused"
     assert words in refusal.error
+    assert refusal.context_limit == (8192 if "context" in words else None)
     assert not engine.has_work
+
+
+def test_a_prompt_that_is_no_token_ids_is_the_front_ends_fault() -> None:
+    refusal = core().add(Submit("r", b"123", Sampling(max_tokens=1)), front_end=0)
+    assert refusal is not None
+    assert refusal.finish_reason == "error"
+    assert "4-byte steps" in refusal.error
 
 
 def test_an_id_in_use_is_refused_and_the_first_request_goes_on() -> None:
@@ -167,6 +174,7 @@ def test_an_id_in_use_is_refused_and_the_first_request_goes_on() -> None:
     assert engine.add(submit("r", [1], 2), front_end=0) is None
     refusal = engine.add(submit("r", [2], 2), front_end=0)
     assert refusal is not None
+    assert refusal.finish_reason == "error"
     assert "already running" in refusal.error
     assert tokens_of(run(engine)["r"]) == simulated_answer([1], 2)
 
