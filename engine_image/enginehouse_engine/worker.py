@@ -20,6 +20,7 @@ from enginehouse_engine.cores import usable_cores
 from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, StepInput, StepOutput, WorkerProfile
 from enginehouse_engine.model.attention import PagedAttention
 from enginehouse_engine.model.decoder import Decoder
+from enginehouse_engine.model.parallel import SOLO, Parallel, Position
 from enginehouse_engine.model.sampler import sample
 from enginehouse_engine.model.weights import open_weights
 
@@ -35,12 +36,14 @@ _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 class Worker:
     """One model on one device."""
 
-    def __init__(self, config: EngineConfig, *, rank: int) -> None:
+    def __init__(self, config: EngineConfig, *, rank: int, parallel: Parallel = SOLO) -> None:
+        """Load this position's share. ``parallel``: the connections to the rank's other workers."""
         self._config = config
-        self._device = _device_of(rank)
+        self._parallel = parallel
+        self._device = device_of(rank, parallel.position)
         # What interpreter and libraries take is not part of the budget: the launcher has set it aside.
         self._resident_before = _resident_bytes("VmRSS") if self._device.type == "cpu" else 0
-        threads = max(1, usable_cores() // config.parallel.data)
+        threads = max(1, usable_cores() // (config.parallel.data * parallel.position.workers))
         torch.set_num_threads(threads)
         self._dtype = choose_dtype(config.dtype, self._device)
         with torch.inference_mode():
@@ -144,14 +147,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32
 
 
-def _device_of(rank: int) -> torch.device:
-    """The accelerator of a rank, or the CPU where there is none. Raises ConfigError."""
+def device_of(rank: int, position: Position) -> torch.device:
+    """The accelerator of a rank's worker, or the CPU where there is none. Raises ConfigError."""
     count = torch.cuda.device_count()
     if count == 0:
         return torch.device("cpu")
-    if rank >= count:
-        raise ConfigError(f"rank {rank} needs an accelerator of its own, this container has {count}: lower parallelism.data")
-    return torch.device("cuda", rank)
+    number = rank * position.workers + position.index
+    if number >= count:
+        raise ConfigError(
+            f"worker {position.index} of rank {rank} needs an accelerator of its own, the {number + 1}th, but this container has "
+            f"{count}: lower parallelism.data, tensor or pipeline"
+        )
+    return torch.device("cuda", number)
 
 
 def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, choosing: int) -> StepInput:
