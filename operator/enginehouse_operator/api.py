@@ -66,9 +66,24 @@ class Parallelism(_Part, frozen=True, kw_only=True):
         return self.data * self.tensor * self.pipeline
 
     @property
+    def workers_of_rank(self) -> int:
+        return self.tensor * self.pipeline
+
+    @property
+    def workers_of_member(self) -> int:
+        return self.workers if self.workers_per_member is None else self.workers_per_member
+
+    @property
     def members(self) -> int:
         """Pods of a replica."""
-        return 1 if self.workers_per_member is None else self.workers // self.workers_per_member
+        return self.workers // self.workers_of_member
+
+    def ranks_of(self, ordinal: int) -> frozenset[int]:
+        """Ranks that cannot go on without this member: those of its workers, and all for the leader, which has the engine cores."""
+        if ordinal == 0:
+            return frozenset(range(self.data))
+        first = ordinal * self.workers_of_member
+        return frozenset(worker // self.workers_of_rank for worker in range(first, first + self.workers_of_member))
 
 
 class Resources(_Part, frozen=True, kw_only=True):
@@ -312,10 +327,4 @@ def _check_parallelism(spec: EngineCopy) -> None:
             reasons.EXECUTOR_NOT_AVAILABLE,
             "executor Ray comes with a later version of the operator: use InProcess or Multiprocess until then",
             "spec.executor",
-        )
-    if shape.members > 1:
-        raise InvalidSpec(
-            reasons.EXECUTOR_NOT_AVAILABLE,
-            f"replicas of {shape.members} pods come with a later version of the operator: leave workersPerMember out until then",
-            f"{where}.workersPerMember",
         )

@@ -44,6 +44,9 @@ ENGINE_CONTAINER: Final = "engine"
 MONITOR_CONTAINER: Final = "monitor"
 HTTP_PORT: Final = 8000
 HTTP_PORT_NAME: Final = "http"
+MEMBERS_PORT: Final = 7411
+"""Where the leader's launcher listens for those of the other members."""
+MEMBERS_PORT_NAME: Final = "members"
 
 LEASE: Final = "enginehouse-operator"
 
@@ -72,3 +75,8 @@ def service_name(engine: str) -> str:
 def members_service_name(engine: str) -> str:
     """The headless service that gives members their DNS names."""
     return f"{engine}-members"
+
+
+def member_host(member: str, *, engine: str, namespace: str) -> str:
+    """The DNS name of a member inside the cluster, known before the pod is ready."""
+    return f"{member}.{members_service_name(engine)}.{namespace}.svc"

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from enginehouse_engine import flags as engine_flags
 from enginehouse_engine.launcher import termination
 from enginehouse_engine.launcher.process import Process
+from enginehouse_engine.message_queue.shared_memory_size import rank_shared_memory_bytes
 from enginehouse_operator import api, failures, names, pod_state
 from enginehouse_operator.monitor import __main__ as monitor
+from enginehouse_operator.wanted import shared_memory
+from enginehouse_operator.wanted.arguments import arguments
 from enginehouse_operator.wanted.metadata import Owner
-from enginehouse_operator.wanted.pods import Images, arguments, pod
+from enginehouse_operator.wanted.pods import Images, pod
 
 REPLICA = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="replica-uid", namespace="n", engine="e")
 IMAGES = Images(engine="e:1", monitor="o:1", pull_policy="Never")
@@ -44,7 +47,7 @@ copies = st.builds(
 
 @given(copies)
 def test_the_launcher_reads_what_the_spec_says(copy: api.EngineCopy) -> None:
-    options = engine_flags.parse(arguments(copy, replica_uid="uid"))
+    options = engine_flags.parse(arguments(REPLICA, copy))
     assert options.executor == copy.executor
     assert options.parallel.data == copy.parallelism.data
     assert options.api_servers == copy.api_servers
@@ -53,10 +56,18 @@ def test_the_launcher_reads_what_the_spec_says(copy: api.EngineCopy) -> None:
     assert options.min_context_length == copy.context.min_length
     assert options.startup_timeout_seconds == copy.startup.timeout_seconds
     assert options.drain_timeout_seconds == copy.drain.timeout_seconds
-    assert (options.replica_uid, options.host, options.port) == ("uid", "0.0.0.0", names.HTTP_PORT)
+    assert (options.replica_uid, options.host, options.port) == (REPLICA.uid, "0.0.0.0", names.HTTP_PORT)
     assert (options.api_key_file is None) == (copy.auth is None)
     assert copy.model.served_name in (None, options.served_model_name)
     assert options.served_model_name
+
+
+@given(data=st.integers(1, 64), workers=st.integers(1, 64), tensor=st.integers(1, 8))
+def test_the_shared_memory_of_a_pod_is_what_the_queues_of_its_ranks_allocate(data: int, workers: int, tensor: int) -> None:
+    """Restarts in place included: a rank's queues are given back before it is started again."""
+    shape = api.Parallelism(data=data, tensor=tensor, pipeline=workers)
+    size = shared_memory.member_shared_memory_bytes(api.EngineCopy(executor="Multiprocess", parallelism=shape), ordinal=0)
+    assert size == shared_memory.OTHERS_BYTES + data * rank_shared_memory_bytes(local_workers=tensor * workers)
 
 
 def rendered() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The pod of a member: launcher container `engine`, native sidecar `monitor`, and what the two share.
 
 Invariants: rendered once, from the replica's copy; passes the `restricted` Pod Security Standard; the engine container holds no
-API token; the kubelet never restarts the engine (`restartPolicy: Never`), only the monitor.
-Arguments: ``docs/wire-protocol.md`` section 1. Does not create anything.
+API token; the kubelet never restarts the engine (`restartPolicy: Never`), only the monitor; only the leader serves HTTP.
+Does not create anything.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from enginehouse_operator import names
-from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, Model, model_source, revision
+from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, model_source, revision
 
+from .arguments import API_KEY_DIR, CACHE_DIR, MODEL_DIR, SOCKET_DIR, arguments, holds_api_key
 from .metadata import Owner, metadata
+from .shared_memory import MIB, member_shared_memory_bytes
 from .template import merge
 
-SOCKET_DIR: Final = "/run/enginehouse"
-MODEL_DIR: Final = "/var/lib/enginehouse/model"
-CACHE_DIR: Final = "/var/lib/enginehouse/cache"
-API_KEY_DIR: Final = "/var/run/secrets/enginehouse/api-key"
 TOKEN_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 USER_ID: Final = 10001
 SETTLE_SECONDS: Final = 5
@@ -28,7 +26,6 @@ SETTLE_SECONDS: Final = 5
 STOP_MARGIN_SECONDS: Final = 10
 """For stopping the processes after the drain, before the kubelet kills them."""
 TOKEN_SECONDS: Final = 3600
-SHARED_MEMORY_LIMIT: Final = "256Mi"
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +48,7 @@ def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Imag
     }
     if role == names.LEADER:
         labels[names.LABEL_SERVING] = "true"
-    volumes, mounts = _volumes(copy)
+    volumes, mounts = _volumes(copy, ordinal=ordinal)
     manifest = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -75,7 +72,7 @@ def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Imag
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "initContainers": [_monitor(owner, name, images)],
-            "containers": [_engine(owner, copy, mounts, images)],
+            "containers": [_engine(owner, copy, ordinal, mounts, images)],
             "volumes": volumes,
         },
     }
@@ -89,7 +86,7 @@ _RESTRICTED: Final = {
 }
 
 
-def _engine(owner: Owner, copy: EngineCopy, mounts: list[dict[str, Any]], images: Images) -> dict[str, Any]:
+def _engine(owner: Owner, copy: EngineCopy, ordinal: int, mounts: list[dict[str, Any]], images: Images) -> dict[str, Any]:
     # A user id that no passwd file knows has / as its home, which is read-only here.
     environment: list[dict[str, Any]] = [{"name": "HOME", "value": "/tmp"}]
     if copy.model is not None and copy.model.token_secret_ref is not None:
@@ -99,62 +96,32 @@ def _engine(owner: Owner, copy: EngineCopy, mounts: list[dict[str, Any]], images
         "image": copy.image or images.engine,
         "imagePullPolicy": images.pull_policy,
         "command": ["python", "-m", "enginehouse_engine"],
-        "args": arguments(copy, replica_uid=owner.uid),
+        "args": arguments(owner, copy, ordinal=ordinal),
         "env": environment,
-        "ports": [{"name": names.HTTP_PORT_NAME, "containerPort": names.HTTP_PORT, "protocol": "TCP"}],
-        "readinessProbe": {
-            "httpGet": {"path": "/ready", "port": names.HTTP_PORT_NAME, "scheme": "HTTP"},
-            "periodSeconds": 1,
-            "timeoutSeconds": 2,
-            "failureThreshold": 2,
-        },
         "securityContext": _RESTRICTED,
         "volumeMounts": mounts,
     }
+    if ordinal == 0:
+        container |= {"ports": _leader_ports(copy), "readinessProbe": _READINESS}
     resources = msgspec.to_builtins(copy.resources)
     if resources:
         container["resources"] = resources
     return container
 
 
-def arguments(copy: EngineCopy, *, replica_uid: str) -> list[str]:
-    """The launcher's flags. Those that equal their default are left out."""
-    shape = copy.parallelism
-    flags: list[tuple[str, str | int | None]] = [
-        *_model_flags(copy.model),
-        ("--executor", copy.executor),
-        ("--data-parallel", shape.data),
-        ("--tensor-parallel", shape.tensor),
-        ("--pipeline-parallel", shape.pipeline),
-        ("--api-servers", copy.api_servers),
-        ("--host", "0.0.0.0"),
-        ("--port", names.HTTP_PORT),
-        ("--memory-utilization-percent", copy.memory.utilization_percent),
-        ("--max-context-length", copy.context.max_length),
-        ("--min-context-length", copy.context.min_length),
-        ("--startup-timeout-seconds", copy.startup.timeout_seconds),
-        ("--drain-timeout-seconds", copy.drain.timeout_seconds),
-        ("--api-key-file", f"{API_KEY_DIR}/api-key" if copy.auth is not None else None),
-        ("--monitor-socket", f"{SOCKET_DIR}/monitor.sock"),
-        ("--replica-uid", replica_uid),
-    ]
-    return [f"{flag}={value}" for flag, value in flags if value is not None]
+_READINESS: Final = {
+    "httpGet": {"path": "/ready", "port": names.HTTP_PORT_NAME, "scheme": "HTTP"},
+    "periodSeconds": 1,
+    "timeoutSeconds": 2,
+    "failureThreshold": 2,
+}
 
 
-def _model_flags(model: Model | None) -> list[tuple[str, str | int | None]]:
-    if model is None:
-        return []
-    source = model_source(model.uri)
-    uri = f"file://{MODEL_DIR}/{source.path}".rstrip("/") if isinstance(source, ClaimModel) else model.uri
-    served = model.served_name
-    if served is None and isinstance(source, ClaimModel) and not source.path:
-        served = source.claim
-    return [
-        ("--model", uri),
-        ("--revision", model.revision),
-        ("--served-model-name", served),
-        ("--model-cache-dir", CACHE_DIR if isinstance(source, HubModel) else None),
-    ]
+def _leader_ports(copy: EngineCopy) -> list[dict[str, Any]]:
+    ports = {names.HTTP_PORT_NAME: names.HTTP_PORT}
+    if copy.members > 1:
+        ports[names.MEMBERS_PORT_NAME] = names.MEMBERS_PORT
+    return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
 
 
 def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
@@ -184,7 +151,7 @@ def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
     }
 
 
-def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _volumes(copy: EngineCopy, *, ordinal: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The pod's volumes, and the engine container's mounts."""
     token = {
         "defaultMode": 0o440,
@@ -193,9 +160,10 @@ def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any
             {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         ],
     }
+    shared_mib = -(-member_shared_memory_bytes(copy, ordinal=ordinal) // MIB)
     volumes: list[dict[str, Any]] = [
         {"name": "sockets", "emptyDir": {}},
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_mib}Mi"}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "monitor-token", "projected": token},
     ]
@@ -213,7 +181,7 @@ def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any
         where = {"emptyDir": {}} if cache is None else {"persistentVolumeClaim": {"claimName": cache.claim_name}}
         volumes.append({"name": "model-cache", **where})
         mounts.append({"name": "model-cache", "mountPath": CACHE_DIR})
-    if copy.auth is not None:
+    if copy.auth is not None and holds_api_key(copy, ordinal):
         key = copy.auth.api_key_secret_ref
         secret = {"secretName": key.name, "items": [{"key": key.key, "path": "api-key"}], "defaultMode": 0o440}
         volumes.append({"name": "api-key", "secret": secret})
@@ -223,7 +191,7 @@ def _volumes(copy: EngineCopy) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 def claims(copy: EngineCopy) -> tuple[str, ...]:
     """Names of the volume claims that a member mounts, those of the template included."""
-    named = [volume.get("persistentVolumeClaim") for volume in _volumes(copy)[0]]
+    named = [volume.get("persistentVolumeClaim") for volume in _volumes(copy, ordinal=0)[0]]
     named += [
         volume.get("persistentVolumeClaim")
         for volume in (copy.template.get("spec") or {}).get("volumes") or ()

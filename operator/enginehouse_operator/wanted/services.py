@@ -42,7 +42,16 @@ def services(owner: Owner, service: Service) -> tuple[dict[str, Any], ...]:
             # Members look each other up before they are ready.
             "publishNotReadyAddresses": True,
             "selector": {names.LABEL_ENGINE: owner.engine},
-            "ports": [port | {"port": names.HTTP_PORT}],
+            # By number: a worker has neither port, and is named all the same.
+            "ports": [
+                port | {"port": names.HTTP_PORT, "targetPort": names.HTTP_PORT},
+                {
+                    "name": names.MEMBERS_PORT_NAME,
+                    "port": names.MEMBERS_PORT,
+                    "targetPort": names.MEMBERS_PORT,
+                    "protocol": "TCP",
+                },
+            ],
         },
     }
     return marked(members), marked(serving)

@@ -68,7 +68,7 @@ OWNED_FLAGS: Final = frozenset(
         "--model", "--revision", "--served-model-name", "--executor", "--data-parallel", "--tensor-parallel", "--pipeline-parallel",
         "--api-servers", "--host", "--port", "--memory-utilization-percent", "--max-context-length", "--min-context-length",
         "--startup-timeout-seconds", "--drain-timeout-seconds", "--api-key-file", "--monitor-socket", "--replica-uid",
-        "--model-cache-dir",
+        "--model-cache-dir", "--members", "--member", "--workers-per-member", "--leader",
     }
 )  # fmt: skip
 _WHERE: Final = "spec.template"

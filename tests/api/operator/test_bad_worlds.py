@@ -22,7 +22,6 @@ def ready_pods(stage: Stage) -> set[str]:
     ("spec", "reason", "words"),
     [
         ({"executor": "Ray"}, "ExecutorNotAvailable", "later version"),
-        ({"executor": "Simulated", "parallelism": {"data": 2, "workersPerMember": 1}}, "ExecutorNotAvailable", "workersPerMember"),
         ({"template": TEMPLATE_REFUSED}, "TemplateInvalid", "spec.template.spec.shareProcessNamespace"),
         ({"template": TEMPLATE_BROKEN}, "PodRejected", "tolerations"),
     ],

@@ -43,11 +43,6 @@ def spec(**changes: Any) -> dict[str, Any]:
             reasons.IMPOSSIBLE_PARALLELISM,
             "spec.parallelism.workersPerMember",
         ),
-        (
-            {"executor": "Simulated", "parallelism": {"data": 4, "workersPerMember": 2}},
-            reasons.EXECUTOR_NOT_AVAILABLE,
-            "spec.parallelism.workersPerMember",
-        ),
         ({"context": {"minLength": 9, "maxLength": 8}}, reasons.INVALID_SPEC, "spec.context.minLength"),
         ({"replicas": "two"}, reasons.INVALID_SPEC, "spec.replicas"),
     ],
@@ -126,3 +121,21 @@ def test_the_defaults_are_those_of_the_crd() -> None:
     assert api.parse_engine(spec(**defaults(schema))) == api.parse_engine(spec())
     fields = {field.encode_name for field in msgspec.structs.fields(api.EngineSpec)}
     assert fields == set(schema)
+
+
+@pytest.mark.parametrize(
+    ("shape", "members", "ranks"),
+    [
+        ({"data": 3}, 1, [{0, 1, 2}]),
+        ({"data": 2, "workers_per_member": 1}, 2, [{0, 1}, {1}]),
+        ({"data": 2, "tensor": 2, "workers_per_member": 1}, 4, [{0, 1}, {0}, {1}, {1}]),
+        ({"data": 4, "tensor": 3, "workers_per_member": 4}, 3, [{0, 1, 2, 3}, {1, 2}, {2, 3}]),
+    ],
+    ids=str,
+)
+def test_a_member_holds_the_ranks_of_its_workers_and_the_leader_all(
+    shape: dict[str, int], members: int, ranks: list[set[int]]
+) -> None:
+    parallelism = api.Parallelism(**shape)
+    assert parallelism.members == members
+    assert [parallelism.ranks_of(ordinal) for ordinal in range(members)] == ranks

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from enginehouse_operator import api, names, reasons
+from enginehouse_operator.wanted.arguments import arguments
 from enginehouse_operator.wanted.metadata import Owner, covers, marked
-from enginehouse_operator.wanted.pods import Images, arguments, claims, pod
+from enginehouse_operator.wanted.pods import Images, claims, pod
 from enginehouse_operator.wanted.rights import rights
 from enginehouse_operator.wanted.services import endpoint, services
 from enginehouse_operator.wanted.template import OWNED_FLAGS, REFUSED, merge
@@ -76,6 +77,54 @@ def test_the_leader_is_born_in_service_and_a_worker_is_not() -> None:
     assert names.LABEL_SERVING not in rendered(engine_copy(), ordinal=1)["metadata"]["labels"]
 
 
+SPREAD = engine_copy(
+    executor="Simulated",
+    parallelism=api.Parallelism(data=2, tensor=2, workers_per_member=2),
+    auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k")),
+)
+
+
+def test_members_are_told_their_number_and_where_the_leader_is() -> None:
+    leader = names.member_name(REPLICA.name, replica_uid=REPLICA.uid, ordinal=0)
+    for ordinal in range(SPREAD.members):
+        given = dict(argument.split("=", 1) for argument in arguments(REPLICA, SPREAD, ordinal=ordinal))
+        expected = {"--members": "2", "--member": str(ordinal), "--workers-per-member": "2"}
+        assert expected.items() <= given.items()
+        assert given["--leader"] == f"{leader}.e-members.n.svc"
+    manifest = pod(REPLICA, SPREAD, name=leader, ordinal=0, images=IMAGES)
+    assert (manifest["spec"]["hostname"], manifest["spec"]["subdomain"]) == (leader, "e-members")
+    assert not any(argument.startswith("--member") for argument in arguments(REPLICA, engine_copy()))
+
+
+def test_only_the_leader_has_ports_a_readiness_probe_and_the_clients_key() -> None:
+    leader, worker = (containers(rendered(SPREAD, ordinal))["engine"] for ordinal in (0, 1))
+    assert {port["name"]: port["containerPort"] for port in leader["ports"]} == {"http": 8000, "members": 7411}
+    assert not {"ports", "readinessProbe"} & set(worker)
+    assert any(argument.startswith("--api-key-file=") for argument in leader["args"])
+    assert not any(argument.startswith("--api-key-file=") for argument in worker["args"])
+    assert "api-key" not in {volume["name"] for volume in rendered(SPREAD, 1)["spec"]["volumes"]}
+    alone = containers(rendered(engine_copy()))["engine"]
+    assert [port["name"] for port in alone["ports"]] == ["http"]
+
+
+def shared_memory_mib(copy: api.EngineCopy, ordinal: int = 0) -> int:
+    (volume,) = (found for found in rendered(copy, ordinal)["spec"]["volumes"] if found["name"] == "shared-memory")
+    assert volume["emptyDir"]["medium"] == "Memory"
+    return int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi"))
+
+
+def test_shared_memory_is_sized_by_the_queues_of_the_member() -> None:
+    def several(**shape: int) -> api.EngineCopy:
+        return engine_copy(executor="Multiprocess", parallelism=api.Parallelism(**shape))
+
+    assert shared_memory_mib(several()) == 64 + 11  # 8 MiB + 64 KiB x 2, and 2 MiB + 64 KiB x 2
+    assert shared_memory_mib(several(tensor=8)) == 64 + 26
+    assert shared_memory_mib(several(data=2, tensor=8)) == 64 + 52
+    assert shared_memory_mib(SPREAD, 1) == 64 + 5, "a worker has the answers of its own workers to hold"
+    devices = msgspec.structs.replace(several(tensor=2), resources=api.Resources(limits={"nvidia.com/gpu": 2}))
+    assert shared_memory_mib(devices) == shared_memory_mib(several(tensor=2)) + 1024
+
+
 def test_the_grace_period_covers_the_drain() -> None:
     assert rendered(engine_copy(drain=api.Drain(timeout_seconds=100)))["spec"]["terminationGracePeriodSeconds"] == 115
 
@@ -101,12 +150,17 @@ def test_a_gpu_is_asked_for_as_written() -> None:
         ),
         (
             engine_copy(),
-            {"--replica-uid": "u", "--host": "0.0.0.0", "--port": "8000", "--monitor-socket": "/run/enginehouse/monitor.sock"},
+            {
+                "--replica-uid": REPLICA.uid,
+                "--host": "0.0.0.0",
+                "--port": "8000",
+                "--monitor-socket": "/run/enginehouse/monitor.sock",
+            },
         ),
     ],
 )
 def test_the_launcher_is_told(copy: api.EngineCopy, flags: dict[str, str]) -> None:
-    given = dict(argument.split("=", 1) for argument in arguments(copy, replica_uid="u"))
+    given = dict(argument.split("=", 1) for argument in arguments(REPLICA, copy))
     assert flags.items() <= given.items()
 
 
@@ -115,8 +169,9 @@ def test_users_can_not_overwrite_any_flag_that_the_operator_sets() -> None:
         model=api.Model(uri="hf://a/b", revision="r", served_name="s"),
         context=api.Context(max_length=1),
         auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k")),
+        parallelism=api.Parallelism(data=2, workers_per_member=1),
     )
-    assert {argument.split("=", 1)[0] for argument in arguments(everything, replica_uid="u")} == OWNED_FLAGS
+    assert {argument.split("=", 1)[0] for argument in arguments(REPLICA, everything)} == OWNED_FLAGS
 
 
 def test_claims_are_those_of_model_cache_and_template() -> None:
@@ -211,6 +266,8 @@ def test_the_serving_service_selects_leaders_in_service() -> None:
     members, serving = services(owner, api.Service(port=81, type="NodePort"))
     assert members["spec"]["clusterIP"] == "None"
     assert serving["spec"]["selector"] == {names.LABEL_ENGINE: "e", names.LABEL_SERVING: "true"}
+    assert {port["name"]: port["targetPort"] for port in members["spec"]["ports"]} == {"http": 8000, "members": 7411}
+    assert members["spec"]["publishNotReadyAddresses"] is True
     assert serving["spec"]["selector"].items() <= rendered(engine_copy())["metadata"]["labels"].items()
     assert (serving["spec"]["type"], serving["spec"]["ports"][0]["port"]) == ("NodePort", 81)
     assert endpoint(owner, api.Service()) == "http://e.n.svc"
