@@ -40,6 +40,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token of a request is chosen. Temperature 0 is greedy; everything else then only filters."""
 
     max_tokens: int
+    """0 = only the prompt is computed."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -57,6 +58,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     min_tokens: int = 0
     logprobs: int | None = None
     """How many alternatives per token; 0 = only the chosen token's; absent = none."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +69,18 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top_tokens: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of every prompt token but the first, in one piece: some thousand tokens would be as many objects otherwise."""
+
+    logprobs: bytes
+    """float32 each, little-endian like all that follows."""
+    alternatives: int = 0
+    """So many for each token, in falling order."""
+    top_tokens: bytes = b""
+    """As of :func:`pack_tokens`."""
+    top_logprobs: bytes = b""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -130,6 +145,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token: int | None = None
     """The token that ended it: also the last of ``tokens``, not part of the text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+    """Given with the first output, if asked for."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were reused; given with the first token."""
     error: str = ""

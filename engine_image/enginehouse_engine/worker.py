@@ -6,6 +6,7 @@ sized. Does not schedule and does not know requests.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Final
@@ -17,11 +18,12 @@ from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.core.context_fit import kv_block_bytes
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
 from enginehouse_engine.cores import usable_cores
-from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, ScoringInput, StepInput, StepOutput, WorkerProfile
 from enginehouse_engine.model.attention import PagedAttention
 from enginehouse_engine.model.decoder import Decoder
 from enginehouse_engine.model.parallel import SOLO, Parallel, Position
 from enginehouse_engine.model.sampler import sample
+from enginehouse_engine.model.scoring import SLICE_ROWS, score
 from enginehouse_engine.model.weights import open_weights
 
 logger = logging.getLogger("enginehouse.worker")
@@ -89,11 +91,14 @@ class Worker:
     def _compute(self, step: StepInput, attention: PagedAttention, depth: int | None = None) -> StepOutput:
         geometry = attention.geometry(step)
         tokens = torch.from_numpy(step.tokens).to(self._device)
-        last_rows = np.cumsum(step.query_lengths)[: step.choosing] - 1
-        logits = self._decoder.forward(
-            tokens, geometry, attention, torch.from_numpy(last_rows.astype(np.int64)).to(self._device), depth=depth
-        )
-        return sample(logits, step.sampling)
+        hidden = self._decoder.forward(tokens, geometry, attention, depth=depth)
+
+        def logits_at(rows: np.typing.NDArray[np.integer]) -> torch.Tensor:
+            return self._decoder.logits(hidden, torch.from_numpy(rows.astype(np.int64)).to(self._device))
+
+        scoring = None if step.scoring is None else score(step.scoring, logits_at)
+        output = sample(logits_at(np.cumsum(step.query_lengths)[: step.choosing] - 1), step.sampling)
+        return output if scoring is None else dataclasses.replace(output, scoring=scoring)
 
     def _allocate(self, total_blocks: int) -> PagedAttention:
         return PagedAttention(
@@ -186,6 +191,7 @@ def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, cho
         bias_values=constant(1),
         logprobs=20,
     )
+    scored = np.arange(min(sum(new), SLICE_ROWS), dtype=np.int32)
     return StepInput(
         tokens=np.zeros(sum(new), np.int32),
         query_lengths=np.array(new, np.int32),
@@ -193,6 +199,7 @@ def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, cho
         block_tables=np.full((len(new), width), RESERVED_BLOCK, np.int32),
         choosing=choosing,
         sampling=sampling,
+        scoring=ScoringInput(rows=scored, followers=np.zeros_like(scored), alternatives=20),
     )
 
 

@@ -43,18 +43,21 @@ class Decoder:
         tokens: torch.Tensor,
         geometry: StepGeometry,
         attention: PagedAttention,
-        last_rows: torch.Tensor,
         *,
         depth: int | None = None,
     ) -> torch.Tensor:
-        """Float32 logits (N, vocabulary) of the tokens (T,) at ``last_rows`` (N,); ``depth`` = only so many layers."""
+        """Hidden states (T, hidden size) of the tokens (T,); ``depth`` = only so many layers."""
         angles = geometry.positions.to(torch.float32)[:, None] * self._frequencies
         cosines, sines = angles.cos().to(self._dtype)[:, None], angles.sin().to(self._dtype)[:, None]
         hidden = functional.embedding(tokens, self._embedding)
         for index, layer in enumerate(self._layers[:depth]):
             hidden = layer(index, hidden, cosines, sines, geometry, attention)
-        last = functional.rms_norm(hidden[last_rows], (self.config.hidden_size,), self._norm, self.config.norm_epsilon)
-        return self._head(last).to(torch.float32)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Float32 logits (N, vocabulary) of the ``rows`` (N,) of :meth:`forward`'s hidden states."""
+        normed = functional.rms_norm(hidden[rows], (self.config.hidden_size,), self._norm, self.config.norm_epsilon)
+        return self._head(normed).to(torch.float32)
 
 
 class _Layer:
