@@ -220,5 +220,5 @@ def test_a_model_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypat
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "stat", refuse)
-    with pytest.raises(ModelNotFound, match="m.gguf may not be read by user"):
+    with pytest.raises(ModelNotFound, match=r"m\.gguf may not be read by user"):
         resolve(str(tmp_path / "m.gguf"))

@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self, ranks: Ranks, *, api_server: int) -> None:
         # A second series for each counter and bucket that no scraper of the text format reads.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         self._server = str(api_server)
         answers = self._counter("enginehouse_requests", "Answers that ended, by reason", "finish_reason")
