@@ -51,7 +51,8 @@ def run(registration: Registration, *, config_path: Path, index: int, http_descr
         tempfile.TemporaryDirectory(prefix=f"api-{index}-", dir=directory) as private,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_Serving(registration, config, index=index, directory=Path(private)).run(listener))
+        serving = _Serving(registration, config, index=index, directory=Path(private), metrics_directory=directory / "metrics")
+        runner.run(serving.run(listener))
 
 
 class _Server(uvicorn.Server):
@@ -63,11 +64,14 @@ class _Server(uvicorn.Server):
 
 
 class _Serving:
-    def __init__(self, registration: Registration, config: EngineConfig, *, index: int, directory: Path) -> None:
+    def __init__(
+        self, registration: Registration, config: EngineConfig, *, index: int, directory: Path, metrics_directory: Path
+    ) -> None:
         self._registration = registration
         self._config = config
         self._index = index
         self._directory = directory
+        self._metrics_directory = metrics_directory
         self._said_ready: dict[str, Any] = {}
         self._stop = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
@@ -79,7 +83,7 @@ class _Serving:
         self._service = Service(
             model_name=self._config.served_model_name,
             front_end=front_end,
-            metrics=Metrics(front_end.ranks, api_server=self._index),
+            metrics=Metrics(front_end.ranks, api_server=self._index, directory=self._metrics_directory),
             api_key=_api_key(self._config.api_key_file),
         )
         server = _Server(
