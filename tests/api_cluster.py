@@ -44,7 +44,7 @@ def api_cluster() -> Iterator[cluster.Cluster]:
 @pytest.fixture(scope="session")
 def api_client(api_cluster: cluster.Cluster) -> Iterator[kubernetes_client.ApiClient]:
     """The official client, as administrator."""
-    with kubernetes_config.new_client_from_config(str(api_cluster.kubeconfig)) as made:  # type: ignore[no-untyped-call]
+    with kubernetes_config.new_client_from_config(str(api_cluster.kubeconfig)) as made:
         yield made
 
 

@@ -7,6 +7,7 @@ Invariant: what is returned exists and is a GGUF file or a folder with ``config.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,17 @@ def resolve(uri: str, *, revision: str = "main", cache_dir: Path | None = None) 
 
 def _checked(path: Path, uri: str) -> Path:
     """``path``, if a model is there."""
+    try:
+        return _looked_at(path, uri)
+    except PermissionError as error:
+        raise ModelNotFound(f"{uri}: {error.filename} may not be read by user {os.geteuid()}: let it be read by all") from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise ModelNotFound(f"{uri}: {path} is no path: {error.strerror}") from error
+
+
+def _looked_at(path: Path, uri: str) -> Path:
     if path.is_file():
         with path.open("rb") as file:
             magic = file.read(4)

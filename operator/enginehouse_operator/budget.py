@@ -17,6 +17,7 @@ from . import names, reasons
 from .api import Restart
 from .failures import REMOVED, Failure, seconds_between
 from .observe import Replica
+from .ranks import restarted_in_place
 
 FIRST_DELAY_SECONDS: Final = 10.0
 LONGEST_DELAY_SECONDS: Final = 300.0
@@ -85,9 +86,16 @@ def delay_seconds(failures: int) -> float:
 
 
 def count(ended: Replica, *, policy: Restart, resume_after: datetime | None) -> tuple[Failure, ...]:
-    """The failures that count against an ended replica's index: distinct, inside the window, not forgiven, oldest first."""
+    """The failures that count against an ended replica's index: distinct, inside the window, not forgiven, oldest first.
+
+    Those that its launcher answered itself count too.
+    """
     until = end_time(ended)
     records = {failure.identity: failure for failure in ended.spec.failures}
+    in_place = (
+        msgspec.structs.replace(failure, replica=ended.name, replica_uid=ended.uid) for failure in restarted_in_place(ended.rows)
+    )
+    records |= {failure.identity: failure for failure in in_place}
     own = ended.spec.end.failure if ended.spec.end is not None else None
     if own is not None and (own.class_ != REMOVED or seconds_between(ended.created, until) < EARLY_SECONDS):
         records[own.identity] = own

@@ -6,7 +6,7 @@ Waiting for the lease is healthy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
@@ -39,9 +39,9 @@ async def serve_metrics(port: int, queue_depth: Callable[[], int]) -> web.AppRun
     return await _serve(port, "/metrics", scrape)
 
 
-async def _serve(port: int, path: str, handler: Callable[[web.Request], object]) -> web.AppRunner:
+async def _serve(port: int, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.AppRunner:
     app = web.Application()
-    app.router.add_get(path, handler)  # type: ignore[arg-type]
+    app.router.add_get(path, handler)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, None, port).start()

@@ -108,10 +108,10 @@ async def configure() -> transport.Configuration:
     """From the pod's service account, or else KUBECONFIG or ~/.kube/config. Raises NoCluster when there is neither."""
     found = transport.Configuration()
     try:
-        transport_config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        transport_config.load_incluster_config(client_configuration=found)
     except transport_config.ConfigException:
         try:
-            await transport_config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+            await transport_config.load_kube_config(client_configuration=found)
         except transport_config.ConfigException as error:
             words = "this is no pod with a service account, and KUBECONFIG or ~/.kube/config names no cluster"
             raise NoCluster(f"{words}: {error}") from error
@@ -129,7 +129,7 @@ class KubernetesClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._transport.close()  # type: ignore[no-untyped-call]
+        await self._transport.close()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """The object, or None when there is none."""
@@ -214,7 +214,7 @@ class KubernetesClient:
                     method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
                 )
                 answer = await self._transport.call_api(*request, _request_timeout=_DEADLINE)
-                content = await answer.read()  # type: ignore[no-untyped-call]
+                content = await answer.read()
         except TimeoutError as error:
             raise Unavailable(what, status=0, message=f"no answer within {REQUEST_SECONDS:.0f} s") from error
         except aiohttp.ClientError as error:

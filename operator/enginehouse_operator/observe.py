@@ -17,6 +17,7 @@ from . import names
 from .api import EngineCopy, InvalidSpec, ReplicaSpec, parse_copy, parse_replica
 from .failures import Failure
 from .pod_state import Problem, pod_failure, pod_problem
+from .ranks import DEAD, FAILED, SERVING, RankRow, Row, merged
 
 Raw = Mapping[str, Any]
 
@@ -25,31 +26,13 @@ class _Seen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     """A plain value."""
 
 
-class RankRow(_Seen, frozen=True, kw_only=True):
-    """One rank in a row."""
-
-    rank: int
-    incarnation: int = 0
-    state: str = ""
-    max_context_length: int | None = None
-
-
-class Row(_Seen, frozen=True, kw_only=True):
-    """What the monitor of one member reported."""
-
-    name: str
-    uid: str = ""
-    state: str = ""
-    ranks: tuple[RankRow, ...] = ()
-    failures: tuple[Failure, ...] = ()
-
-
 class Member(_Seen, frozen=True, kw_only=True):
     """One pod of a replica."""
 
     name: str
     uid: str
-    is_leader: bool = True
+    ordinal: int = 0
+    """Number in the replica, by its name; 0 = the leader. -1: its name is not one that was given."""
     deletion_deadline: datetime | None = None
     """When the API server kills it, if it is being deleted."""
     has_ended: bool = False
@@ -62,6 +45,10 @@ class Member(_Seen, frozen=True, kw_only=True):
     """Of the container status, when it has ended with a failure."""
     problem: Problem | None = None
     """What keeps it from running, as far as the pod says."""
+
+    @property
+    def is_leader(self) -> bool:
+        return self.ordinal == 0
 
 
 class Replica(_Seen, frozen=True, kw_only=True):
@@ -99,19 +86,50 @@ class Replica(_Seen, frozen=True, kw_only=True):
         return next((row for row in self.rows if row.name == member.name and row.uid == member.uid), None)
 
     @property
+    def lost_rows(self) -> tuple[Row, ...]:
+        """Rows whose pod is gone, or was replaced by one of the same name."""
+        present = {member.name: member.uid for member in self.members}
+        return tuple(row for row in self.rows if present.get(row.name) != row.uid)
+
+    @property
     def ranks(self) -> tuple[RankRow, ...]:
-        """Of the rows that belong to present pods, by rank."""
-        rows = filter(None, (self.row_of(member) for member in self.members))
-        return tuple(sorted((rank for row in rows for rank in row.ranks), key=lambda rank: rank.rank))
+        """As the rows of present pods tell, by number."""
+        return merged(filter(None, (self.row_of(member) for member in self.members)))
+
+    @property
+    def ranks_of_ended_members(self) -> frozenset[int]:
+        """Ranks that had a part in a member that is over: the others can do nothing without it."""
+        if self.copy is None:
+            return frozenset()
+        lost = {row.name for row in self.lost_rows}
+        ended = {member.name for member in self.members if member.has_ended}
+        failed = {row.name for row in self.rows if row.state == FAILED}
+        over = [ordinal for name, ordinal in _ordinals(self.name, self.uid, self.copy).items() if name in lost | ended | failed]
+        return frozenset(rank for ordinal in over for rank in self.copy.parallelism.ranks_of(ordinal))
+
+    @property
+    def living_ranks(self) -> frozenset[int]:
+        """Ranks that serve, or may yet."""
+        if self.copy is None:
+            return frozenset()
+        dead = {rank.rank for rank in self.ranks if rank.state == DEAD}
+        return frozenset(range(self.copy.parallelism.data)) - dead - self.ranks_of_ended_members
+
+    @property
+    def is_serving(self) -> bool:
+        """Its leader answers its readiness probe: at least one rank serves."""
+        leader = self.leader
+        if not self.is_live or self.copy is None or leader is None:
+            return False
+        return leader.is_ready and leader.deletion_deadline is None and any(rank.state == SERVING for rank in self.ranks)
 
     @property
     def is_ready(self) -> bool:
-        """Every rank serves, and the leader answers its readiness probe."""
-        leader = self.leader
-        if not self.is_live or self.copy is None or leader is None or not leader.is_ready or leader.deletion_deadline is not None:
+        """Every rank serves, no member is leaving, and the leader answers its readiness probe."""
+        if not self.is_serving or self.copy is None or any(member.deletion_deadline for member in self.members):
             return False
-        serving = {rank.rank for rank in self.ranks if rank.state == "Serving"}
-        return serving == set(range(self.copy.parallelism.data))
+        serving = {rank.rank for rank in self.ranks if rank.state == SERVING}
+        return serving == self.living_ranks == set(range(self.copy.parallelism.data))
 
 
 class Engine(_Seen, frozen=True, kw_only=True):
@@ -125,6 +143,12 @@ class Engine(_Seen, frozen=True, kw_only=True):
     resume_after: datetime | None = None
     resume_after_is_bad: bool = False
     status: dict[str, Any] = {}
+
+
+def _ordinals(replica: str, replica_uid: str, copy: EngineCopy | None) -> dict[str, int]:
+    """The members' numbers by their names."""
+    count = 1 if copy is None else copy.members
+    return {names.member_name(replica, replica_uid=replica_uid, ordinal=ordinal): ordinal for ordinal in range(count)}
 
 
 def engine(raw: Raw) -> Engine:
@@ -161,11 +185,11 @@ def replicas(*, engine_uid: str, replica_objects: Iterable[Raw], pods: Iterable[
     seen = []
     for raw in owned(replica_objects, engine_uid):
         uid = raw["metadata"]["uid"]
-        seen.append(_replica(raw, tuple(_member(pod) for pod in owned(pods, uid))))
+        seen.append(_replica(raw, owned(pods, uid)))
     return tuple(sorted(filter(None, seen), key=lambda replica: (replica.spec.index, replica.spec.epoch)))
 
 
-def _replica(raw: Raw, members: tuple[Member, ...]) -> Replica | None:
+def _replica(raw: Raw, pods: list[Raw]) -> Replica | None:
     metadata, status = raw["metadata"], raw.get("status") or {}
     try:
         spec = parse_replica(raw["spec"])
@@ -175,6 +199,8 @@ def _replica(raw: Raw, members: tuple[Member, ...]) -> Replica | None:
         copy = parse_copy(spec.engine)
     except InvalidSpec:
         copy = None
+    ordinals = _ordinals(metadata["name"], metadata["uid"], copy)
+    members = [_member(pod, ordinals) for pod in pods]
     return Replica(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -201,7 +227,7 @@ def _rows(raw: Iterable[Raw]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _member(pod: Raw) -> Member:
+def _member(pod: Raw, ordinals: Mapping[str, int]) -> Member:
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata.get("labels") or {}
     phase = status.get("phase", "Pending")
@@ -210,7 +236,7 @@ def _member(pod: Raw) -> Member:
     return Member(
         name=metadata["name"],
         uid=metadata["uid"],
-        is_leader=labels.get(names.LABEL_ROLE) == names.LEADER,
+        ordinal=ordinals.get(metadata["name"], -1),
         deletion_deadline=_time(deletion) if deletion else None,
         has_ended=phase in ("Failed", "Succeeded"),
         succeeded=phase == "Succeeded",

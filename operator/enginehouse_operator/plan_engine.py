@@ -1,10 +1,11 @@
 """The engine planner: how many replicas, from which spec, which to end, when the next may start.
 
-Invariants: at most one live replica per index; a planned end never takes the number of ready replicas below
-``replicas - rollout.maxUnavailable`` (or of those that are ready already); the plan of a settled world is empty.
-Who goes first when there are too many: an index that waits for a successor, then replicas that do not serve, then those of an
-older spec, then the highest index. An ended replica stays until its index has a successor, whose spec takes over its epoch + 1
-and its failures; so its name is never given twice.
+Invariants: at most one live replica per index; a planned end never takes the number of serving replicas below
+``replicas - rollout.maxUnavailable`` (or of those that serve already); the plan of a settled world is empty.
+Who goes first when there are too many: an index that waits for a successor, then replicas that do not serve, then those with a
+rank that does not, then those of an older spec, then the highest index. A replica that lost some of its ranks serves on, smaller,
+and ends when its successor may come and enough others serve. An ended replica stays until its index has a successor, whose spec
+takes over its epoch + 1 and its failures; so its name is never given twice.
 Does not make members (``plan_replica.py``), does not act, knows no clock but ``now``.
 """
 
@@ -18,6 +19,7 @@ import msgspec
 from . import budget, names, reasons
 from .api import End, EngineCopy, EngineSpec
 from .budget import Verdict
+from .endings import ending_of, is_over
 from .failures import Failure, seconds_between
 from .observe import Engine, Replica
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
@@ -57,8 +59,11 @@ def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *
     steps += _end_surplus(surplus, spec, now)
     outdated = [slot.live for slot in kept if slot.live is not None and not is_up_to_date(slot.live, copy)]
     created, waiting = _create(engine, kept, spec, copy, now)
+    broken, delayed = _broken(engine, kept, spec, copy, now)
+    waiting += delayed
     if not hold:
-        steps += [*_roll(kept, outdated, spec, now), *created]
+        endings = [_end(replica, reasons.ROLLOUT, "the spec it was made from changed", now) for replica in outdated]
+        steps += [*_replace(kept, endings + broken, spec), *created]
     steps += _delete_succeeded(slots)
     delays = [seconds_between(now, verdict.not_before) for verdict in waiting if verdict.not_before is not None]
     return EnginePlan(
@@ -88,9 +93,11 @@ def _slots(replicas: Iterable[Replica], now: datetime) -> tuple[list[Slot], list
 def _choose(slots: list[Slot], copy: EngineCopy, desired: int) -> tuple[list[Slot], list[Slot]]:
     """The slots to keep, new ones included, and those that are too many."""
 
-    def rank(slot: Slot) -> tuple[bool, bool, bool, int]:
+    def rank(slot: Slot) -> tuple[bool, bool, bool, bool, int]:
         live = slot.live
-        return (live is None, live is None or not live.is_ready, live is None or not is_up_to_date(live, copy), slot.index)
+        if live is None:
+            return (True, True, True, True, slot.index)
+        return (False, not live.is_serving, not live.is_ready, not is_up_to_date(live, copy), slot.index)
 
     ordered = sorted(slots, key=rank)
     kept, surplus = ordered[:desired], ordered[desired:]
@@ -108,14 +115,35 @@ def _end_surplus(surplus: list[Slot], spec: EngineSpec, now: datetime) -> list[A
     return [_end(slot.live, reason, words, now) for slot in surplus if slot.live is not None]
 
 
-def _roll(kept: list[Slot], outdated: list[Replica], spec: EngineSpec, now: datetime) -> list[AnyStep]:
-    """End replicas of an older spec: those that do not serve at once, the others as far as enough go on serving."""
-    words = "the spec it was made from changed"
-    broken = [replica for replica in outdated if not replica.is_ready]
-    serving = [replica for replica in outdated if replica.is_ready]
-    ready = sum(slot.live is not None and slot.live.is_ready for slot in kept)
-    may_end = max(0, ready - (spec.desired_replicas - spec.rollout.max_unavailable))
-    return [_end(replica, reasons.ROLLOUT, words, now) for replica in broken + serving[::-1][:may_end]]
+def _broken(
+    engine: Engine, kept: list[Slot], spec: EngineSpec, copy: EngineCopy, now: datetime
+) -> tuple[list[EndReplica], list[Verdict]]:
+    """Ends of replicas that lost some of their ranks and whose successor may come, and why the others have to wait."""
+    endings, waiting = [], []
+    for slot in kept:
+        live = slot.live
+        ending = ending_of(live) if live is not None else None
+        if live is None or live.copy is None or ending is None or is_over(live, ending) or not is_up_to_date(live, copy):
+            continue
+        step = ending.step(live, deadline=now + timedelta(seconds=live.copy.drain.timeout_seconds), now=now)
+        ended = msgspec.structs.replace(live, spec=msgspec.structs.replace(live.spec, end=step.end))
+        judged = budget.verdict(ended, policy=spec.restart, same_revision=True, resume_after=engine.resume_after)
+        if judged.not_before is None or judged.not_before > now:
+            waiting.append(judged)
+        else:
+            endings.append(step)
+    return endings, waiting
+
+
+def _replace(kept: list[Slot], endings: list[EndReplica], spec: EngineSpec) -> list[EndReplica]:
+    """Which of these ends come now: of replicas that do not serve all, of the others as many as leave enough that do."""
+    live = {slot.live.name: slot.live for slot in kept if slot.live is not None}
+    at_once = [step for step in endings if not live[step.name].is_serving]
+    in_turn = [step for step in endings if live[step.name].is_serving]
+    in_turn.sort(key=lambda step: (live[step.name].is_ready, -live[step.name].spec.index))
+    serving = sum(replica.is_serving for replica in live.values())
+    may_end = max(0, serving - (spec.desired_replicas - spec.rollout.max_unavailable))
+    return at_once + in_turn[:may_end]
 
 
 def _create(

@@ -23,6 +23,7 @@ STARTING: Final = "Starting"
 ROLLING_OUT: Final = "RollingOut"
 SCALING: Final = "Scaling"
 ENDING: Final = "Ending"
+RANK_RESTARTING: Final = "RankRestarting"
 RESTART_DELAYED: Final = "RestartDelayed"
 NO_REPLICA_SERVES: Final = "NoReplicaServes"
 NOT_KNOWN: Final = "NotKnown"
@@ -59,6 +60,7 @@ ROLLOUT: Final = "Rollout"
 SUPERSEDED: Final = "Superseded"
 MEMBER_FAILED: Final = "MemberFailed"
 MEMBER_LOST: Final = "MemberLost"
+RANK_DEAD: Final = "RankDead"
 MEMBER_REMOVED: Final = "MemberRemoved"
 SCALE_UP: Final = "ScaleUp"
 SUCCESSOR: Final = "Successor"
@@ -83,13 +85,14 @@ MEANINGS: Final = {
     ROLLING_OUT: "Replicas made from an older spec are being replaced, within spec.rollout.maxUnavailable.",
     SCALING: "Replicas are being added or ended because their number changed.",
     ENDING: "The replica was asked to end; its members drain.",
+    RANK_RESTARTING: "A rank of a replica died and is started again in its pod; the others serve on.",
     RESTART_DELAYED: "A replica failed again soon after the last time; its successor starts after a growing delay.",
     NO_REPLICA_SERVES: "No replica serves at the moment.",
     NOT_KNOWN: "No replica has announced its context length yet.",
     INVALID_SPEC: "The spec cannot be read; the message names the field.",
     UNKNOWN_MODEL_SCHEME: "spec.model.uri is none of hf://, pvc:// and file://.",
     IMPOSSIBLE_PARALLELISM: "spec.parallelism does not go with the executor, or does not divide.",
-    EXECUTOR_NOT_AVAILABLE: "This version of the operator cannot run the executor, or not over several members; a later one will.",
+    EXECUTOR_NOT_AVAILABLE: "This version of the operator cannot run the executor; a later one will.",
     TEMPLATE_INVALID: "spec.template has a key that is refused or of the wrong kind; the message names it and says what to use.",
     POD_REJECTED: "The API server refused the pod (422): usually spec.template or spec.resources; the message has its words.",
     OBJECT_REJECTED: "The API server refused a service, right or replica that the engine needs (422); the message has its words.",
@@ -114,6 +117,10 @@ MEANINGS: Final = {
     SUPERSEDED: "The replica ends because a later one holds its index.",
     MEMBER_FAILED: "The replica ends because a member died; spec.end.failure says of what.",
     MEMBER_LOST: "The replica ends because a member that had reported is gone.",
+    RANK_DEAD: (
+        "A rank of the replica is dead, the others serve on: the replica ends, with a drain, as soon as its successor may come "
+        "and enough others serve."
+    ),
     MEMBER_REMOVED: "The replica ends because somebody deleted a member (kubectl delete, eviction, node drain).",
     SCALE_UP: "The replica is new: more are wanted.",
     SUCCESSOR: "The replica takes the index of one that ended.",

@@ -160,7 +160,9 @@ def _all_steps(
 
 
 def _makes_or_replaces(step: AnyStep) -> bool:
-    return isinstance(step, CreateReplica) or (isinstance(step, EndReplica) and step.reason == reasons.ROLLOUT)
+    if isinstance(step, EndReplica):
+        return step.reason == reasons.ROLLOUT or step.end.failure is not None
+    return isinstance(step, CreateReplica)
 
 
 def _condition(status: dict[str, Any], kind: str) -> tuple[str, str] | None:

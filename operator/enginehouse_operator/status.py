@@ -1,7 +1,7 @@
 """What the operator publishes: the statuses of an engine and of its replicas.
 
 Invariants: pure; the same world gives the same status, so that a settled world causes no write; nothing in it moves on its own.
-``maxContextLength`` is the minimum over the ready replicas while all are ready, and otherwise only falls: what is published is what
+``maxContextLength`` is the minimum over the replicas while all are ready, and otherwise only falls: what is published is what
 every replica accepts. Does not write (``reconcile.py``).
 """
 
@@ -16,10 +16,12 @@ import msgspec
 from . import names, reasons
 from .api import EngineSpec, revision
 from .conditions import Condition, conditions
-from .failures import REMOVED, Failure
+from .endings import record_of
+from .failures import REMOVED, UNKNOWN, Failure
 from .observe import Engine, Replica
 from .plan_engine import EnginePlan
 from .pod_state import Problem
+from .ranks import DEAD, RESTARTING, restarted_in_place
 
 
 def engine_status(
@@ -34,12 +36,13 @@ def engine_status(
 ) -> dict[str, Any]:
     """``InferenceEngine.status``. ``spec`` None: it cannot be read, the first problem says why; what is known of replicas stays."""
     live = [replica for replica in replicas if replica.is_live]
+    serving = [replica for replica in live if replica.is_serving]
     ready = [replica for replica in live if replica.is_ready]
-    found = [*problems, *_stalls(plan, engine), *_pod_problems(live), *_delays(plan)]
+    found = [*problems, *_stalls(plan, engine), *_pod_problems(live), *_rank_problems(live), *_delays(plan)]
     all_ready = spec is not None and not plan.outdated and len(ready) == len(live) == spec.desired_replicas
     previous = engine.status
-    context = _context(previous, ready, all_ready=all_ready and bool(ready))
-    wanted = _engine_conditions(spec, live, ready, plan, found, all_ready=all_ready, context=context.get("maxContextLength"))
+    context = _context(previous, serving, all_ready=all_ready and bool(ready))
+    wanted = _engine_conditions(spec, live, plan, found, all_ready=all_ready, context=context.get("maxContextLength"))
     status: dict[str, Any] = {
         "observedGeneration": engine.generation,
         "conditions": conditions(wanted, previous=previous.get("conditions") or (), generation=engine.generation, now=now),
@@ -47,7 +50,7 @@ def engine_status(
         "readyReplicas": len(ready),
         "updatedReplicas": len(live) - plan.outdated if spec is not None else previous.get("updatedReplicas", 0),
         "selector": f"{names.LABEL_ENGINE}={engine.name},{names.LABEL_ROLE}={names.LEADER}",
-        "restarts": sum(failure.costs_budget for replica in live for failure in replica.spec.failures),
+        "restarts": sum(_restarts(replica) for replica in live),
         **context,
     }
     if spec is not None:
@@ -61,7 +64,7 @@ def engine_status(
 def replica_status(replica: Replica, *, problems: Iterable[Problem], now: datetime) -> dict[str, Any]:
     """The operator's part of ``EngineReplica.status``."""
     end = replica.spec.end
-    found = [*problems, *_pod_problems([replica])]
+    found = [*problems, *_pod_problems([replica]), *_rank_problems([replica])]
     if end is not None:
         words = f"asked to end: {end.failure or end.reason}"
         ready = Condition(type="Ready", is_true=False, reason=reasons.ENDING, message=words)
@@ -83,7 +86,6 @@ def replica_status(replica: Replica, *, problems: Iterable[Problem], now: dateti
 def _engine_conditions(
     spec: EngineSpec | None,
     live: list[Replica],
-    ready: list[Replica],
     plan: EnginePlan,
     problems: list[Problem],
     *,
@@ -91,7 +93,8 @@ def _engine_conditions(
     context: int | None,
 ) -> list[Condition]:
     desired = spec.desired_replicas if spec is not None else None
-    count = f"{len(ready)} of {desired} replicas serve" if desired is not None else f"{len(ready)} replicas serve"
+    serving_count = sum(replica.is_serving for replica in live)
+    count = f"{serving_count} of {desired} replicas serve" if desired is not None else f"{serving_count} replicas serve"
     worst = problems[0] if problems else None
     person = next((problem for problem in problems if problem.wants_person), None)
     way = _on_the_way(spec, live, plan)
@@ -107,8 +110,8 @@ def _engine_conditions(
         progressing = Condition(type="Progressing", is_true=moves, reason=way if moves else reason, message=words)
     available = Condition(
         type="Available",
-        is_true=bool(ready),
-        reason=reasons.SOME_REPLICAS_SERVE if ready else reasons.NO_REPLICA_SERVES,
+        is_true=serving_count > 0,
+        reason=reasons.SOME_REPLICAS_SERVE if serving_count else reasons.NO_REPLICA_SERVES,
         message=count,
     )
     shortest = spec.context.min_length if spec is not None else 1
@@ -134,7 +137,8 @@ def _on_the_way(spec: EngineSpec | None, live: list[Replica], plan: EnginePlan) 
         return reasons.RESTART_DELAYED
     if spec is not None and len(live) != spec.desired_replicas:
         return reasons.SCALING
-    return reasons.STARTING
+    is_restarting = any(rank.state == RESTARTING for replica in live for rank in replica.ranks)
+    return reasons.RANK_RESTARTING if is_restarting else reasons.STARTING
 
 
 def _context_fit(problems: list[Problem], context: int | None) -> Condition:
@@ -167,6 +171,23 @@ def _pod_problems(replicas: Iterable[Replica]) -> Iterable[Problem]:
                 yield member.problem
 
 
+def _rank_problems(replicas: Iterable[Replica]) -> Iterable[Problem]:
+    """Ranks that died while others of their replica go on."""
+    for replica in replicas:
+        if not replica.living_ranks:
+            continue
+        for rank in replica.ranks:
+            if rank.state in (DEAD, RESTARTING):
+                reason = reasons.RANK_DEAD if rank.state == DEAD else reasons.RANK_RESTARTING
+                words = f"rank {rank.rank} of {replica.name} is {rank.state}: {record_of(replica, rank)}"
+                yield Problem(reason=reason, message=words)
+
+
+def _restarts(replica: Replica) -> int:
+    carried = sum(failure.costs_budget for failure in replica.spec.failures)
+    return carried + len({failure.identity for failure in restarted_in_place(replica.rows)})
+
+
 def _with_what_starts(count: str, live: list[Replica]) -> str:
     first = next((replica for replica in live if not replica.is_ready), None)
     return count if first is None else f"{count}: {first.name}: {_what_starts(first)}"
@@ -175,6 +196,8 @@ def _with_what_starts(count: str, live: list[Replica]) -> str:
 def _what_starts(replica: Replica) -> str:
     if replica.leader is None:
         return "its pod is being made"
+    if replica.copy is not None and len(replica.members) < replica.copy.members:
+        return f"{len(replica.members)} of its {replica.copy.members} pods are there"
     silent = next((member.name for member in replica.members if replica.row_of(member) is None), None)
     if silent is not None:
         # The kubelet tells a missing secret of a volume in Events alone.
@@ -186,11 +209,11 @@ def _what_starts(replica: Replica) -> str:
     return f"pod {replica.leader.name} does not answer its readiness probe yet, or its node is gone"
 
 
-def _context(previous: dict[str, Any], ready: list[Replica], *, all_ready: bool) -> dict[str, Any]:
+def _context(previous: dict[str, Any], serving: list[Replica], *, all_ready: bool) -> dict[str, Any]:
     """``maxContextLength`` and who limits it, or nothing while nothing is known."""
     lengths = [
         (rank.max_context_length, replica.spec.index, replica.name, rank.rank)
-        for replica in ready
+        for replica in serving
         for rank in replica.ranks
         if rank.max_context_length is not None
     ]
@@ -211,6 +234,7 @@ def _last_failure(previous: dict[str, Any], replicas: tuple[Replica, ...]) -> di
         end = replica.spec.end
         found += replica.spec.failures
         found += [end.failure] if end is not None and end.failure is not None else []
+        found += _reported(replica) if end is None else []
     known = [failure for failure in found if failure.class_ != REMOVED and failure.detected_time is not None]
     before: dict[str, Any] | None = previous.get("lastFailure")
     if not known:
@@ -221,6 +245,16 @@ def _last_failure(previous: dict[str, Any], replicas: tuple[Replica, ...]) -> di
     if before and _moment(before) >= _moment(as_published):  # the same one may be left in short (budget.py)
         return before
     return as_published
+
+
+def _reported(replica: Replica) -> list[Failure]:
+    """Failures that did not end their replica, as its rows have them. Of what is Unknown the kubelet is about to tell more."""
+    return [
+        msgspec.structs.replace(failure, replica=replica.name, member=row.name)
+        for row in replica.rows
+        for failure in row.failures
+        if replica.living_ranks and failure.class_ != UNKNOWN
+    ]
 
 
 def _moment(published: dict[str, Any]) -> datetime:

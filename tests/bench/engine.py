@@ -31,12 +31,12 @@ from enginehouse_engine.cores import spin_briefly, usable_cores
 # For the peer too: its threads are to wait for each other as the engine's do.
 spin_briefly()
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import torch  # noqa: E402 - after spin_briefly()
+import transformers  # noqa: E402 - after spin_briefly()
 
-import smollm2_reference  # noqa: E402
-from localkube import model  # noqa: E402
-from localkube.paths import CachePaths, cache_root  # noqa: E402
+import smollm2_reference  # noqa: E402 - after spin_briefly()
+from localkube import model  # noqa: E402 - after spin_briefly()
+from localkube.paths import CachePaths, cache_root  # noqa: E402 - after spin_briefly()
 
 CONCURRENCY = (1, 8, 32)
 REQUESTS = {1: 6, 8: 16, 32: 32}

@@ -128,7 +128,7 @@ def test_the_last_words_are_understood(tmp_path: Path) -> None:
 
 def test_a_row_that_the_monitor_writes_is_read() -> None:
     from enginehouse_operator.monitor import row as rows
-    from enginehouse_operator.observe import Row
+    from enginehouse_operator.ranks import Row
 
     lost = rows.launcher_failure(pid=1, detected_time="2026-01-01T00:00:00.000001Z")
     written = rows.Row(name="p", uid="u", address="10.0.0.1", failures=(lost,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -203,6 +204,7 @@ def test_paths_and_file_uris_are_taken_as_they_are(tmp_path: Path) -> None:
         ("{folder}/missing/deep.gguf", "does not exist on this machine; {folder} exists and holds weights.bin"),
         ("{folder}", "has no config.json (found: weights.bin)"),
         ("{folder}/weights.bin", "is no GGUF file (it starts with b'PK"),
+        ("{folder}/" + "x" * 300, "is no path: File name too long"),
     ],
 )
 def test_a_wrong_path_says_what_was_found(tmp_path: Path, uri: str, words: str) -> None:
@@ -210,3 +212,13 @@ def test_a_wrong_path_says_what_was_found(tmp_path: Path, uri: str, words: str) 
     with pytest.raises(ModelNotFound) as error:
         resolve(uri.format(folder=tmp_path))
     assert words.format(folder=tmp_path) in str(error.value)
+
+
+def test_a_model_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        # What the kernel says to a user who may not look into a folder; tests may run as root, who may.
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(ModelNotFound, match=r"m\.gguf may not be read by user"):
+        resolve(str(tmp_path / "m.gguf"))

@@ -12,6 +12,7 @@ import msgspec
 
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
+RATE_LIMIT: Final = "rate_limit_error"
 RETRY_AFTER_SECONDS: Final = 1
 
 
@@ -102,6 +103,13 @@ def too_slow(limit_seconds: float) -> ApiError:
 def unavailable(reason: str, *, code: str = "service_unavailable") -> ApiError:
     """503: nothing has been computed, the same request may be sent again, here or elsewhere."""
     return ApiError(503, ErrorDetail(reason, SERVER_ERROR, None, code), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def overloaded() -> ApiError:
+    """429: so much is waiting that another request would wait for too long; it may be sent again, here later or elsewhere now."""
+    message = "The engine has as many requests waiting as it takes. Please send this one again later."
+    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return ApiError(429, ErrorDetail(message, RATE_LIMIT, None, "rate_limit_exceeded"), headers=retry)
 
 
 def internal(message: str) -> ApiError:

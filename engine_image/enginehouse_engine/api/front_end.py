@@ -1,6 +1,6 @@
 """The API server's side of the sockets to the engine cores.
 
-Binds a ROUTER socket, lets cores in by their Hello, hands sequences to the least loaded one and its outputs to whoever waits.
+Binds a ROUTER socket, lets cores in by their Hello, hands sequences to one of them and its outputs to whoever waits.
 Invariant: a sequence is at exactly one rank; when that rank goes, the sequence's request fails with an error that clients may
 retry. Nothing here blocks: the event loop watches the socket's descriptor (6 us for each message, 21 us with zmq.asyncio).
 Does not know HTTP or text.
@@ -18,7 +18,7 @@ import zmq
 
 from enginehouse_engine.api import errors
 from enginehouse_engine.api.answer import Answer
-from enginehouse_engine.api.ranks import Rank, Ranks
+from enginehouse_engine.api.ranks import Rank, Ranks, RankState
 from enginehouse_engine.config import EngineConfig
 from enginehouse_engine.protocol import (
     PROTOCOL_VERSION,
@@ -41,13 +41,13 @@ _BURST: Final = 128
 
 
 class FrontEnd:
-    """``on_admitted`` is called after each rank that is taken into service."""
+    """``on_change`` is called after each rank that came into service or left it."""
 
-    def __init__(self, config: EngineConfig, *, index: int, directory: Path, on_admitted: Callable[[], None]) -> None:
+    def __init__(self, config: EngineConfig, *, index: int, directory: Path, on_change: Callable[[], None]) -> None:
         """Binds in ``directory``, which only this user may enter; the event loop must be running."""
         self.ranks = Ranks(config)
         self._index = index
-        self._on_admitted = on_admitted
+        self._on_change = on_change
         self._sequences: dict[str, tuple[Answer, int, Rank]] = {}
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -69,7 +69,9 @@ class FrontEnd:
         return len(self._sequences)
 
     def submit(self, requests: Sequence[Submit]) -> Answer:
-        """Hand sequences to cores. Raises ApiError when no rank serves: then none of them was handed over."""
+        """Hand sequences to cores. Raises ApiError when no rank serves, or none takes more: then none of them was handed over."""
+        if self.ranks.are_full:
+            raise errors.overloaded()
         answer = Answer([request.request_id for request in requests])
         try:
             for index, request in enumerate(requests):
@@ -90,6 +92,13 @@ class FrontEnd:
         for rank, ids in by_rank.values():
             self._send(rank, Abort(tuple(ids)))
 
+    def told(self, states: Sequence[RankState]) -> None:
+        """The launcher's word on all ranks: the requests of an incarnation that is over fail now."""
+        # What a core sent before it died is as good as ever.
+        self._receive()
+        for rank in self.ranks.told(states):
+            self._lose(rank, f"the engine core of rank {rank.hello.rank} is gone")
+
     def fail_all(self, failure: errors.ApiError) -> None:
         """Every request under way ends with ``failure``; the cores forget them."""
         answers = [answer for answer, _, _ in self._sequences.values()]
@@ -106,7 +115,7 @@ class FrontEnd:
         self._context.term()
 
     def _submit(self, answer: Answer, index: int, request: Submit) -> None:
-        while (rank := self.ranks.least_loaded()) is not None:
+        while (rank := self.ranks.choose(request.prompt)) is not None:
             if self._send(rank, request):
                 rank.in_flight.add(request.request_id)
                 self._sequences[request.request_id] = (answer, index, rank)
@@ -132,6 +141,7 @@ class FrontEnd:
             if (known := self._sequences.pop(request_id, None)) is not None:
                 known[0].fail(errors.unavailable(f"{reason}; the request may be sent again", code="engine_core_lost"))
         rank.in_flight.clear()
+        self._on_change()
 
     def _look_again(self) -> None:
         if self._turn is None:
@@ -161,7 +171,8 @@ class FrontEnd:
         if isinstance(message, Hello):
             self._meet(identity, message)
         elif (rank := self.ranks.by_identity(identity)) is None:
-            self._refuse(identity, "the first message of a core is its hello, found outputs")
+            if not self.ranks.is_over(identity):
+                self._refuse(identity, "the first message of a core is its hello, found outputs")
         else:
             self._deliver(rank, message)
 
@@ -174,7 +185,7 @@ class FrontEnd:
         if (rank := self.ranks.by_identity(identity)) is not None:
             self._send(rank, Welcome(version=PROTOCOL_VERSION, front_end=self._index))
         logger.info("rank %d serves, context length %d tokens", hello.rank, hello.max_context_length)
-        self._on_admitted()
+        self._on_change()
 
     def _refuse(self, identity: bytes, reason: str) -> None:
         logger.error("the engine core %r was refused: %s", identity, reason)
@@ -185,7 +196,7 @@ class FrontEnd:
 
     def _deliver(self, rank: Rank, message: Outputs) -> None:
         if message.stats is not None:
-            rank.stats = message.stats
+            rank.update(message.stats)
         for output in message.outputs:
             known = self._sequences.get(output.request_id)
             # An answer to a request that was aborted meanwhile may still be on its way.

@@ -22,7 +22,7 @@ class HttpProtocol(HttpToolsProtocol):
     """Runs while a head is awaited."""
     _head_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn: always TCP
         super().connection_made(transport)
         self._await_head()
 

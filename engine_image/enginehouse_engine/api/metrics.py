@@ -1,17 +1,23 @@
-"""What ``/metrics`` says: one registry for each API server process.
+"""What ``/metrics`` says: of all API servers of a replica, whichever one is asked.
 
+They listen on one port, so a scrape reaches any one of them. Each counts in a memory-mapped file of its own in a folder that all
+read (the multi-process mode of prometheus_client).
 Invariant: names and meanings are listed in ``docs/reference/engine-metrics.md`` (a test compares), known series exist from the
-start, and no label can take unboundedly many values. Figures of the cores come with their outputs and are only passed on here.
+start, no label can take unboundedly many values, and no counter falls: a server that is started again counts on in its
+predecessor's file. Figures of the cores come with every step to every server and are only passed on here.
 Does not measure: ``generation.py`` does.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from enginehouse_engine.api.ranks import Ranks
@@ -32,16 +38,18 @@ GATEWAY_NAMES: Final = {
 
 
 class Metrics:
-    """Counters and histograms to observe, and the text of a scrape.
+    """Counters and histograms to observe, and the text of a scrape; one in a process.
 
-    What this process counts carries its index as label ``api_server``: several of them answer on one port, and a scrape reaches
-    any one.
+    ``directory`` is the same for all API servers; what this one counts carries its number as label ``api_server``.
     """
 
-    def __init__(self, ranks: Ranks, *, api_server: int) -> None:
-        # A second series for each counter and bucket that no scraper of the text format reads.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+    def __init__(self, ranks: Ranks, *, api_server: int, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        # The library has no other way to be told; it names a file by the number so that a successor goes on in it.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+        values.ValueClass = values.MultiProcessValue(lambda: api_server)
         self._registry = CollectorRegistry()
+        MultiProcessCollector(self._registry, path=str(directory))
         self._server = str(api_server)
         answers = self._counter("enginehouse_requests", "Answers that ended, by reason", "finish_reason")
         self.answers = {reason: answers.labels(self._server, reason) for reason in FINISH_REASONS}
@@ -70,10 +78,10 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, ["api_server", *labels], registry=self._registry)
+        return Counter(name, text, ["api_server", *labels], registry=None)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(name, text, ["api_server"], buckets=buckets, registry=self._registry).labels(self._server)
+        return Histogram(name, text, ["api_server"], buckets=buckets, registry=None).labels(self._server)
 
 
 class _RankFigures(Collector):

@@ -57,22 +57,16 @@ class Service:
 
     @property
     def complete(self) -> bool:
-        """Everything there that the engine starts with: from then on a lost rank only makes it smaller."""
-        self._complete_once = self._complete_once or (self.text is not None and not self.front_end.ranks.missing())
+        """Everything there that this server starts with: from then on a lost rank only makes the engine smaller."""
+        ranks = self.front_end.ranks
+        self._complete_once = self._complete_once or (self.text is not None and len(ranks) > 0 and not ranks.missing())
         return self._complete_once
 
     def why_not_ready(self) -> str:
         """Why ``/ready`` says no; empty = ready."""
         if self.draining or self.closed:
             return "draining: this engine is about to stop"
-        if self.complete and len(self.front_end.ranks):
-            return ""
-        missing = ", ".join(str(rank) for rank in self.front_end.ranks.missing())
-        waiting = [
-            *(["the tokenizer to load"] if self.text is None else []),
-            *([f"engine cores of ranks {missing}"] if missing else []),
-        ]
-        return f"waiting for {' and '.join(waiting)}"
+        return self._why_nobody_serves()
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[tuple[ModelText, int]]:
@@ -80,8 +74,10 @@ class Service:
         limit = self.front_end.ranks.max_context_length
         if self.closed:
             raise errors.unavailable("this engine is about to stop", code="draining")
-        if not self.complete or self.text is None or limit is None:
-            raise errors.unavailable(self.why_not_ready())
+        if (reason := self._why_nobody_serves()) or self.text is None or limit is None:
+            raise errors.unavailable(reason)
+        if self.front_end.ranks.are_full:
+            raise errors.overloaded()
         self._under_way += 1
         self.idle.clear()
         try:
@@ -90,3 +86,15 @@ class Service:
             self._under_way -= 1
             if not self._under_way:
                 self.idle.set()
+
+    def _why_nobody_serves(self) -> str:
+        ranks = self.front_end.ranks
+        if self.complete:
+            return "" if len(ranks) else f"no engine core serves: {ranks.outage()}"
+        missing = ", ".join(str(rank) for rank in ranks.missing())
+        waiting = [
+            *(["the tokenizer to load"] if self.text is None else []),
+            *([f"engine cores of ranks {missing}"] if missing else []),
+            *(["an engine core"] if not missing and not len(ranks) else []),
+        ]
+        return f"waiting for {' and '.join(waiting)}"

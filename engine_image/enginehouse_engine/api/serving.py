@@ -1,7 +1,7 @@
 """The life of an API server after its imports: listen, load, meet the cores, serve, drain, stop.
 
-Invariant: ``/health`` answers while the model's files are still being read; ``ready`` is said once, when all ranks have said hello;
-every wait of an ending has a deadline. The only place that acts on the launcher's messages.
+Invariant: ``/health`` answers while the model's files are still being read; ``ready`` is said when all ranks have said hello, and
+again whenever one comes or goes; every wait of an ending has a deadline. The only place that acts on the launcher's messages.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 import uvloop
 
@@ -25,6 +26,7 @@ from enginehouse_engine.api import errors
 from enginehouse_engine.api.front_end import FrontEnd
 from enginehouse_engine.api.http_protocol import HttpProtocol
 from enginehouse_engine.api.metrics import Metrics
+from enginehouse_engine.api.ranks import RankState
 from enginehouse_engine.api.server import create_app
 from enginehouse_engine.api.service import ModelText, Service
 from enginehouse_engine.config import ConfigError, EngineConfig
@@ -49,7 +51,8 @@ def run(registration: Registration, *, config_path: Path, index: int, http_descr
         tempfile.TemporaryDirectory(prefix=f"api-{index}-", dir=directory) as private,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_Serving(registration, config, index=index, directory=Path(private)).run(listener))
+        serving = _Serving(registration, config, index=index, directory=Path(private), metrics_directory=directory / "metrics")
+        runner.run(serving.run(listener))
 
 
 class _Server(uvicorn.Server):
@@ -61,23 +64,26 @@ class _Server(uvicorn.Server):
 
 
 class _Serving:
-    def __init__(self, registration: Registration, config: EngineConfig, *, index: int, directory: Path) -> None:
+    def __init__(
+        self, registration: Registration, config: EngineConfig, *, index: int, directory: Path, metrics_directory: Path
+    ) -> None:
         self._registration = registration
         self._config = config
         self._index = index
         self._directory = directory
-        self._said_ready = False
+        self._metrics_directory = metrics_directory
+        self._said_ready: dict[str, Any] = {}
         self._stop = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
     async def run(self, listener: socket.socket) -> None:
         """Until ``stop``."""
-        front_end = FrontEnd(self._config, index=self._index, directory=self._directory, on_admitted=self._check_ready)
+        front_end = FrontEnd(self._config, index=self._index, directory=self._directory, on_change=self._say_ready)
         self._front_end = front_end
         self._service = Service(
             model_name=self._config.served_model_name,
             front_end=front_end,
-            metrics=Metrics(front_end.ranks, api_server=self._index),
+            metrics=Metrics(front_end.ranks, api_server=self._index, directory=self._metrics_directory),
             api_key=_api_key(self._config.api_key_file),
         )
         server = _Server(
@@ -103,7 +109,7 @@ class _Serving:
                 self._service.threads, _load_text, self._config.model_path
             )
             self._registration.stage("handshake")
-            self._check_ready()
+            self._say_ready()
             await self._until_stopped(http)
             await self._end_requests(errors.unavailable("this engine is stopping; the request may be sent again", code="stopping"))
         finally:
@@ -120,10 +126,10 @@ class _Serving:
             await http
             raise RuntimeError("the HTTP server ended by itself")
 
-    def _check_ready(self) -> None:
-        if self._said_ready or not self._service.complete:
+    def _say_ready(self) -> None:
+        """From the moment when this server is complete, and again whenever a rank has come or gone."""
+        if not self._service.complete:
             return
-        self._said_ready = True
         hellos = sorted((rank.hello for rank in self._front_end.ranks), key=lambda hello: hello.rank)
         ranks = [
             {
@@ -135,7 +141,10 @@ class _Serving:
             }
             for hello in hellos
         ]
-        self._registration.send("ready", ranks=ranks, maxContextLength=self._front_end.ranks.max_context_length)
+        fits = {"ranks": ranks, "maxContextLength": self._front_end.ranks.max_context_length}
+        if fits != self._said_ready:
+            self._said_ready = fits
+            self._registration.send("ready", **fits)
 
     def _obey(self) -> None:
         try:
@@ -152,10 +161,21 @@ class _Serving:
                 timeout = float(message.get("timeoutSeconds", self._config.drain_timeout_seconds))
                 settle = float(message.get("settleSeconds", 0.0))
                 self._drain = asyncio.create_task(self._drained(timeout_seconds=timeout, settle_seconds=settle))
+            case "ranks":
+                self._learn(message)
             case "stop":
                 self._stop.set()
             case other:
                 logger.info("message %r of the launcher is not acted on here", other)
+
+    def _learn(self, message: dict[str, Any]) -> None:
+        try:
+            states = msgspec.convert(message.get("ranks"), list[RankState])
+        except msgspec.ValidationError as error:
+            logger.error("ranks are [{rank, incarnation, state}], found %s: %s", message, error)
+            return
+        self._front_end.told(states)
+        self._say_ready()
 
     async def _drained(self, *, timeout_seconds: float, settle_seconds: float) -> None:
         """Go on accepting while clients learn of it, then refuse, finish what is under way, and say so."""

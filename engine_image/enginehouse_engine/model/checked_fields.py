@@ -1,4 +1,4 @@
-"""A model's configuration as it was found, and each field checked when it is asked for.
+"""Fields of a model's files as they were found, and each checked when it is asked for.
 
 Invariant: a field that comes out has the kind and the range that was asked for; everything else is a :class:`ConfigError` that says
 where the field stands, what was wanted and what was found. Does not know what the fields mean.

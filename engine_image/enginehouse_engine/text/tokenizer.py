@@ -178,7 +178,10 @@ def _from_folder(path: Path) -> Tokenizer:
     ends: list[int] = []
     for name in ("generation_config.json", "config.json"):
         said = _json(path / name).get("eos_token_id")
-        ends += [said] if isinstance(said, int) else said or []
+        ids = [] if said is None else said if isinstance(said, list) else [said]
+        if not all(type(id) is int and id >= 0 for id in ids):
+            raise TokenizerError(f"{path / name}: eos_token_id is {said!r:.60}, wanted a token id or a list of token ids")
+        ends += ids
     end = backend.token_to_id(special.get("eos_token", ""))
     return Tokenizer(
         backend=backend,

@@ -38,7 +38,7 @@ def die_after(writes: int) -> None:
                 os._exit(DIED_ON_PURPOSE)
         return answer
 
-    kubernetes_client.KubernetesClient._send = counting  # type: ignore[method-assign]
+    kubernetes_client.KubernetesClient._send = counting
 
 
 def child(order: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import pytest
 import zmq
 
 from enginehouse_engine import config as configuration
-from enginehouse_engine.config import EngineConfig
+from enginehouse_engine.config import EngineConfig, ParallelConfig
 from enginehouse_engine.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -40,6 +40,9 @@ SOURCES = Path(__file__).parents[3] / "engine_image"
 DEADLINE_SECONDS = 20.0
 ANSWER = "The answer is 42."
 LIMIT = 64
+
+ASK = {"model": "sim", "prompt": "x", "max_tokens": 10}
+"""A small completion."""
 
 Behaviour = Callable[[Submit], Iterable[RequestOutput]]
 
@@ -303,3 +306,33 @@ def eventually(check: Callable[[], bool], what: str) -> None:
     while not check():
         assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:.0f} s for: {what}"
         time.sleep(0.005)
+
+
+def request_bytes(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
+    """One POST."""
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while end not in data:
+        part = connection.recv(65536)
+        assert part, f"the server closed the connection before {end!r}, after {data!r}"
+        data += part
+    return data
+
+
+def get(server: ApiServer, path: str) -> httpx.Response:
+    return httpx.get(server.url + path, timeout=DEADLINE_SECONDS)
+
+
+def post(server: ApiServer, body: dict[str, Any] = ASK) -> httpx.Response:
+    return httpx.post(server.url + "/v1/completions", json=body, timeout=DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[ApiServer]:
+    """A server of two ranks that has met none of them."""
+    with ApiServer(tmp_path, engine_config(parallel=ParallelConfig(data=2))) as server:
+        yield server

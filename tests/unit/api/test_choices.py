@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 
 from enginehouse_engine.api.choices import Choice
 from enginehouse_engine.api.endpoints import ChatCompletions, Completions
-from enginehouse_engine.api.ranks import Ranks
 from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, Message
 from enginehouse_engine.api.service import LONG_TEXT_CHARACTERS, ModelText, Service
-from enginehouse_engine.config import ParallelConfig
-from enginehouse_engine.protocol import RequestOutput, StepStats, TokenLogprobs
+from enginehouse_engine.protocol import RequestOutput, TokenLogprobs
 from enginehouse_engine.text.chat_template import ChatTemplate
 from enginehouse_engine.text.tokenizer import byte_tokenizer
-
-from .conftest import engine_config, hello
 
 TOKENIZER = byte_tokenizer()
 
@@ -60,24 +56,6 @@ def test_text_and_log_probabilities_belong_together(text: str, stops: list[str],
     assert all(0 <= token.offset <= len(shown) for token in scored)
 
 
-def test_the_context_limit_only_falls_and_the_least_loaded_rank_is_next() -> None:
-    config = engine_config(parallel=ParallelConfig(data=3))
-    ranks = Ranks(config)
-    assert ranks.max_context_length is None
-    assert ranks.least_loaded() is None
-    for rank, limit in enumerate((90, 50, 70)):
-        ranks.admit(f"{rank}-1".encode(), hello(config, rank=rank, max_context_length=limit))
-    assert ranks.max_context_length == 50
-    by_rank = {rank.hello.rank: rank for rank in ranks}
-    assert [chosen.hello.rank for _ in range(6) if (chosen := ranks.least_loaded())] == [0, 1, 2, 0, 1, 2]
-    by_rank[0].in_flight.update("ab")
-    by_rank[1].stats = StepStats(running=1, waiting=2)
-    assert [chosen.hello.rank for _ in range(2) if (chosen := ranks.least_loaded())] == [2, 2]
-    ranks.remove(by_rank[1])
-    assert ranks.missing() == [1]
-    assert ranks.max_context_length == 50
-
-
 class _Recording:
     """A tokenizer that notes in which thread it works."""
 
@@ -95,7 +73,7 @@ class _Recording:
 @pytest.mark.parametrize("characters", [10, LONG_TEXT_CHARACTERS])
 def test_a_long_text_is_tokenized_beside_the_event_loop(characters: int) -> None:
     tokenizer: Any = _Recording()
-    service = Service(model_name="m", front_end=None, metrics=None)  # type: ignore[arg-type]
+    service = Service(model_name="m", front_end=None, metrics=None)
     text = ModelText(tokenizer, ChatTemplate("{{ messages[0].content }}", special_tokens={}))
 
     async def plan() -> None:

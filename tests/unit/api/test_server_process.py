@@ -18,48 +18,22 @@ from enginehouse_engine.protocol import Outputs, Refused, RequestOutput, Submit,
 
 from .conftest import (
     ANSWER,
+    ASK,
     DEADLINE_SECONDS,
     LIMIT,
     ApiServer,
     Core,
     engine_config,
     eventually,
+    get,
     hello,
+    post,
+    read_until,
+    request_bytes,
     says,
     says_and_goes_on,
     says_nothing,
 )
-
-ASK = {"model": "sim", "prompt": "x", "max_tokens": 10}
-
-
-def _request(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
-    data = json.dumps(body).encode()
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
-
-
-def _read_until(connection: socket.socket, end: bytes) -> bytes:
-    data = b""
-    while end not in data:
-        part = connection.recv(65536)
-        assert part, f"the server closed the connection before {end!r}, after {data!r}"
-        data += part
-    return data
-
-
-def _get(server: ApiServer, path: str) -> httpx.Response:
-    return httpx.get(server.url + path, timeout=DEADLINE_SECONDS)
-
-
-def _post(server: ApiServer, body: dict[str, Any] = ASK) -> httpx.Response:
-    return httpx.post(server.url + "/v1/completions", json=body, timeout=DEADLINE_SECONDS)
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[ApiServer]:
-    """A server of two ranks that has met none of them."""
-    with ApiServer(tmp_path, engine_config(parallel=ParallelConfig(data=2))) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +50,9 @@ def test_it_registers_before_it_imports_and_serves_when_all_ranks_said_hello(fre
     assert (register["type"], register["role"], register["rank"], register["index"]) == ("register", "api-server", None, 0)
     assert fresh.launcher.messages.get(timeout=DEADLINE_SECONDS) == {"type": "stage", "stage": "import"}
     first = fresh.core()
-    assert _get(fresh, "/health").status_code == 200
-    eventually(lambda: _get(fresh, "/ready").json()["error"]["message"] == "waiting for engine cores of ranks 1", "rank 0")
-    refused = _post(fresh)
+    assert get(fresh, "/health").status_code == 200
+    eventually(lambda: get(fresh, "/ready").json()["error"]["message"] == "waiting for engine cores of ranks 1", "rank 0")
+    refused = post(fresh)
     assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["type"]) == (503, "1", "server_error")
     assert first.submits.empty()
     fresh.core(rank=1, max_context_length=40, kv_blocks=9)
@@ -88,19 +62,19 @@ def test_it_registers_before_it_imports_and_serves_when_all_ranks_said_hello(fre
         {"rank": 0, "incarnation": 1, "maxContextLength": LIMIT, "kvBlocks": 32, "blockSize": 16},
         {"rank": 1, "incarnation": 1, "maxContextLength": 40, "kvBlocks": 9, "blockSize": 16},
     ]
-    assert _get(fresh, "/ready").json() == {"status": "ready", "max_model_len": 40}
+    assert get(fresh, "/ready").json() == {"status": "ready", "max_model_len": 40}
     assert first.others.get(timeout=DEADLINE_SECONDS) == Welcome(version=1, front_end=0)
-    assert _post(fresh, {**ASK, "max_tokens": 40}).json()["error"]["code"] == "context_length_exceeded"
+    assert post(fresh, {**ASK, "max_tokens": 40}).json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_rank_that_comes_late_lowers_the_limit(fresh: ApiServer) -> None:
     cores = [fresh.core(), fresh.core(rank=1)]
     fresh.launcher.wait_for("ready")
-    assert _get(fresh, "/v1/models").json()["data"][0]["max_model_len"] == LIMIT
+    assert get(fresh, "/v1/models").json()["data"][0]["max_model_len"] == LIMIT
     fresh.core(rank=1, incarnation=2, max_context_length=20)
-    eventually(lambda: _get(fresh, "/v1/models").json()["data"][0]["max_model_len"] == 20, "the new limit")
-    assert _post(fresh, {**ASK, "max_tokens": 20}).status_code == 400
-    assert _post(fresh, {**ASK, "max_tokens": 19}).status_code == 200
+    eventually(lambda: get(fresh, "/v1/models").json()["data"][0]["max_model_len"] == 20, "the new limit")
+    assert post(fresh, {**ASK, "max_tokens": 20}).status_code == 400
+    assert post(fresh, {**ASK, "max_tokens": 19}).status_code == 200
     assert all(core.others.get(timeout=DEADLINE_SECONDS) for core in cores)
 
 
@@ -109,7 +83,7 @@ def test_requests_go_to_the_rank_with_the_least_to_do(fresh: ApiServer) -> None:
     fresh.launcher.wait_for("ready")
     for core in cores:
         core.behaviour = says_nothing
-    connections = [fresh.raw(_request(ASK)) for _ in range(6)]
+    connections = [fresh.raw(request_bytes(ASK)) for _ in range(6)]
     eventually(lambda: [core.submits.qsize() for core in cores] == [3, 3], "three requests for each rank")
     for connection in connections:
         connection.close()
@@ -155,9 +129,9 @@ def test_a_core_that_breaks_the_protocol_is_told_why_and_serves_no_more(fresh: A
     refused = core.others.get(timeout=DEADLINE_SECONDS)
     assert isinstance(refused, Refused)
     assert words in refused.reason
-    assert [_post(fresh).status_code for _ in range(4)] == [200] * 4
+    assert [post(fresh).status_code for _ in range(4)] == [200] * 4
     assert (core.submits.qsize(), other.submits.qsize()) == (0, 4)
-    assert _get(fresh, "/ready").status_code == 200
+    assert get(fresh, "/ready").status_code == 200
 
 
 def test_a_second_hello_and_outputs_before_one_are_refused(fresh: ApiServer) -> None:
@@ -180,11 +154,11 @@ def test_the_requests_of_a_lost_rank_fail_and_may_be_sent_again(fresh: ApiServer
     fresh.launcher.wait_for("ready")
     for core in cores:
         core.behaviour = says_nothing
-    connections = [fresh.raw(_request(ASK)) for _ in range(2)]
+    connections = [fresh.raw(request_bytes(ASK)) for _ in range(2)]
     eventually(lambda: [core.submits.qsize() for core in cores] == [1, 1], "a request for each rank")
     fresh.core(rank=1, incarnation=2)
     (failed,), _, _ = select.select(connections, [], [], DEADLINE_SECONDS)
-    data = _read_until(failed, b"}}")
+    data = read_until(failed, b"}}")
     assert data.startswith(b"HTTP/1.1 503")
     assert b'"code":"engine_core_lost"' in data
     assert b"retry-after: 1" in data.lower()
@@ -200,11 +174,11 @@ def test_without_a_living_rank_requests_are_refused_and_ready_says_no(tmp_path: 
         core.__exit__()
 
         # A socket that closed is known to be gone only after a moment.
-        eventually(lambda: _get(server, "/ready").status_code == 503 or _try(server) == 503, "the loss of the rank")
-        assert "waiting for engine cores of ranks 0" in _get(server, "/ready").json()["error"]["message"]
+        eventually(lambda: get(server, "/ready").status_code == 503 or _try(server) == 503, "the loss of the rank")
+        assert get(server, "/ready").json()["error"]["message"] == "no engine core serves: rank 0 is gone"
         server.core(incarnation=2)
-        eventually(lambda: _get(server, "/ready").status_code == 200, "the successor")
-        assert _post(server).json()["choices"][0]["text"] == ANSWER[:10]
+        eventually(lambda: get(server, "/ready").status_code == 200, "the successor")
+        assert post(server).json()["choices"][0]["text"] == ANSWER[:10]
 
 
 def _try(server: ApiServer) -> int:
@@ -217,7 +191,7 @@ def _try(server: ApiServer) -> int:
 
 def _aborted(server: ApiServer) -> float:
     """Answers whose client went away, so far."""
-    text = _get(server, "/metrics").text
+    text = get(server, "/metrics").text
     return float(text.partition('enginehouse_requests_total{api_server="0",finish_reason="abort"} ')[2].split()[0])
 
 
@@ -225,10 +199,10 @@ def _aborted(server: ApiServer) -> float:
 def test_a_client_that_goes_away_aborts_its_request(server: ApiServer, core: Core, stream: bool) -> None:
     core.behaviour = says_and_goes_on("begun")
     before = _aborted(server)
-    connection = server.raw(_request({**ASK, "stream": stream, "n": 2}))
+    connection = server.raw(request_bytes({**ASK, "stream": stream, "n": 2}))
     submits = [core.submits.get(timeout=DEADLINE_SECONDS) for _ in range(2)]
     if stream:
-        _read_until(connection, b'"text":"b"')
+        read_until(connection, b'"text":"b"')
     assert core.aborts.empty()
     connection.close()
     aborted = {core.aborts.get(timeout=DEADLINE_SECONDS) for _ in range(2)}
@@ -258,11 +232,11 @@ def test_an_error_after_the_first_byte_is_an_event_and_ends_the_stream(server: A
         yield RequestOutput(submit.request_id, (72,))
 
     core.behaviour = breaks
-    connection = server.raw(_request({**ASK, "stream": True}))
-    data = _read_until(connection, b'"text":"H"')
+    connection = server.raw(request_bytes({**ASK, "stream": True}))
+    data = read_until(connection, b'"text":"H"')
     submit = core.submits.get(timeout=DEADLINE_SECONDS)
     core.send(encode(Outputs((RequestOutput(submit.request_id, finish_reason="error", error="the weights are gone"),))))
-    data += _read_until(connection, b"0\r\n\r\n")
+    data += read_until(connection, b"0\r\n\r\n")
     assert b'data: {"error":{"message":"the engine core could not go on with this request: the weights are gone"' in data
     assert b"[DONE]" not in data
     assert data.startswith(b"HTTP/1.1 200 OK")
@@ -271,14 +245,14 @@ def test_an_error_after_the_first_byte_is_an_event_and_ends_the_stream(server: A
 def test_an_error_before_the_first_byte_is_an_http_error(server: ApiServer, core: Core) -> None:
     core.behaviour = lambda submit: [RequestOutput(submit.request_id, finish_reason="error", error="no")]
     for stream in (False, True):
-        response = _post(server, {**ASK, "stream": stream})
+        response = post(server, {**ASK, "stream": stream})
         assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
 
 
 def test_what_the_core_refuses_is_the_same_error_as_the_apis_own(server: ApiServer, core: Core) -> None:
-    own = _post(server, {**ASK, "max_tokens": LIMIT})
+    own = post(server, {**ASK, "max_tokens": LIMIT})
     core.behaviour = lambda submit: [RequestOutput(submit.request_id, (), "refused", error="too long", context_limit=LIMIT - 20)]
-    late = _post(server, {**ASK, "max_tokens": LIMIT - 1})
+    late = post(server, {**ASK, "max_tokens": LIMIT - 1})
     assert own.status_code == late.status_code == 400
     own_error, late_error = own.json()["error"], late.json()["error"]
     assert (late_error["code"], late_error["param"], late_error["type"]) == (
@@ -289,7 +263,7 @@ def test_what_the_core_refuses_is_the_same_error_as_the_apis_own(server: ApiServ
     words = "maximum context length is 44 tokens. However, you requested 64 tokens (1 in the prompt, 63 in the completion)"
     assert words in late_error["message"]
     core.behaviour = lambda submit: [RequestOutput(submit.request_id, (), "refused", error="token id 9 is unknown")]
-    assert (_post(server).status_code, _post(server).json()["error"]["message"]) == (400, "token id 9 is unknown")
+    assert (post(server).status_code, post(server).json()["error"]["message"]) == (400, "token id 9 is unknown")
 
 
 def test_drain_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path: Path) -> None:
@@ -297,18 +271,18 @@ def test_drain_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path: Path
         core = server.core()
         server.launcher.wait_for("ready")
         core.behaviour = says_and_goes_on("be")
-        connection = server.raw(_request({**ASK, "stream": True}))
-        _read_until(connection, b'"text":"e"')
+        connection = server.raw(request_bytes({**ASK, "stream": True}))
+        read_until(connection, b'"text":"e"')
         submit = core.submits.get(timeout=DEADLINE_SECONDS)
         server.launcher.send(type="drain", timeoutSeconds=DEADLINE_SECONDS)
-        eventually(lambda: _post(server).status_code == 503, "new requests are refused")
-        refused = _post(server)
+        eventually(lambda: post(server).status_code == 503, "new requests are refused")
+        refused = post(server)
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
         assert refused.json()["error"]["code"] == "draining"
-        assert _get(server, "/ready").status_code == 503
-        assert _get(server, "/health").status_code == 200
+        assert get(server, "/ready").status_code == 503
+        assert get(server, "/health").status_code == 200
         core.send(encode(Outputs((RequestOutput(submit.request_id, (33,), "length"),))))
-        assert b"data: [DONE]" in _read_until(connection, b"[DONE]\n\n")
+        assert b"data: [DONE]" in read_until(connection, b"[DONE]\n\n")
         server.launcher.wait_for("drained")
         server.launcher.send(type="stop")
         assert server.process.wait(DEADLINE_SECONDS) == 0
@@ -319,8 +293,8 @@ def test_drain_goes_on_accepting_while_clients_learn_of_it(tmp_path: Path) -> No
         server.core()
         server.launcher.wait_for("ready")
         server.launcher.send(type="drain", timeoutSeconds=60, settleSeconds=60)
-        eventually(lambda: _get(server, "/ready").status_code == 503, "ready says no")
-        accepted = _post(server)
+        eventually(lambda: get(server, "/ready").status_code == 503, "ready says no")
+        accepted = post(server)
         assert (accepted.status_code, accepted.headers["connection"]) == (200, "close")
 
 
@@ -329,10 +303,10 @@ def test_what_is_not_finished_when_the_time_to_drain_is_over_ends_with_an_error(
         core = server.core()
         server.launcher.wait_for("ready")
         core.behaviour = says_nothing
-        connection = server.raw(_request(ASK))
+        connection = server.raw(request_bytes(ASK))
         submit = core.submits.get(timeout=DEADLINE_SECONDS)
         server.launcher.send(type="drain", timeoutSeconds=0.05)
-        assert b'"code":"draining"' in _read_until(connection, b"}}")
+        assert b'"code":"draining"' in read_until(connection, b"}}")
         server.launcher.wait_for("drained")
         assert core.aborts.get(timeout=DEADLINE_SECONDS) == submit.request_id
 
@@ -342,10 +316,10 @@ def test_stop_ends_streams_with_an_error_and_the_process_with_bye(tmp_path: Path
         core = server.core()
         server.launcher.wait_for("ready")
         core.behaviour = says_and_goes_on("be")
-        connection = server.raw(_request({**ASK, "stream": True}))
-        data = _read_until(connection, b'"text":"e"')
+        connection = server.raw(request_bytes({**ASK, "stream": True}))
+        data = read_until(connection, b'"text":"e"')
         server.launcher.send(type="stop")
-        data += _read_until(connection, b'"code":"stopping"')
+        data += read_until(connection, b'"code":"stopping"')
         assert b"[DONE]" not in data
         assert server.process.wait(DEADLINE_SECONDS) == 0
         assert os.read(server.launcher.descriptors[0], 100) == b"bye\n"
@@ -387,7 +361,7 @@ def test_the_api_key_is_asked_for_where_it_matters(tmp_path: Path, secret: str) 
         right = [("Authorization", f"Bearer {secret}".encode())]
         assert httpx.post(server.url + "/v1/completions", json=ASK, headers=right).status_code == 200
         assert httpx.get(server.url + "/v1/models", headers=right).status_code == 200
-        assert [_get(server, path).status_code for path in ("/health", "/ready", "/metrics")] == [200] * 3
+        assert [get(server, path).status_code for path in ("/health", "/ready", "/metrics")] == [200] * 3
 
 
 def test_an_empty_key_file_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from enginehouse_engine.cores import spin_briefly
 spin_briefly()
 
 import torch  # noqa: E402 - its threads read how long they spin when it is imported
-import transformers  # noqa: E402
+import transformers  # noqa: E402 - as above
 
-import smollm2_reference  # noqa: E402
-from localkube.model import ensure  # noqa: E402
-from localkube.paths import CachePaths, cache_root  # noqa: E402
+import smollm2_reference  # noqa: E402 - as above
+from localkube.model import ensure  # noqa: E402 - as above
+from localkube.paths import CachePaths, cache_root  # noqa: E402 - as above
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 320,

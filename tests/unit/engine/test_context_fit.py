@@ -13,7 +13,7 @@ from enginehouse_engine.executor.simulated import MAX_LENGTH, SimulatedExecutor
 from enginehouse_engine.protocol import Sampling, Submit, pack_tokens
 
 
-def fit(**changes: object):  # type: ignore[no-untyped-def]
+def fit(**changes: object):
     arguments = {
         "available_bytes": 1000,
         "block_bytes": 100,
@@ -22,7 +22,7 @@ def fit(**changes: object):  # type: ignore[no-untyped-def]
         "model_max_length": 4096,
         "spec_max_length": None,
     }
-    return fit_context(**{**arguments, **changes})  # type: ignore[arg-type]
+    return fit_context(**{**arguments, **changes})
 
 
 @pytest.mark.parametrize(

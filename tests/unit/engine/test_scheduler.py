@@ -146,12 +146,12 @@ def test_the_youngest_gives_way_and_comes_back_first() -> None:
     preempted: list[str] = []
     plan_of = world.scheduler.plan
 
-    def spy():  # type: ignore[no-untyped-def]
+    def spy():
         plan = plan_of()
         preempted.extend(each.request_id for each in plan.preempted)
         return plan
 
-    world.scheduler.plan = spy  # type: ignore[method-assign]
+    world.scheduler.plan = spy
     while world.live:
         world.step()
     assert preempted[0] == "third"

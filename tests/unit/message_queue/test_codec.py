@@ -155,7 +155,7 @@ def remote(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "message"), MESSAGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_decoded_messages_own_their_memory(kind, message, remote, make_writer, attach, thread) -> None:  # type: ignore[no-untyped-def]
+def test_decoded_messages_own_their_memory(kind, message, remote, make_writer, attach, thread) -> None:
     codec: MessageCodec[Any] = MessageCodec(kind)
     writer = make_writer("w")
     reader: Reader = attach(writer, remote=remote)
@@ -179,7 +179,7 @@ def test_decoded_messages_own_their_memory(kind, message, remote, make_writer, a
     assert same(decoded, message)
 
 
-def test_the_walk_finds_a_view_of_the_ring(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_the_walk_finds_a_view_of_the_ring(make_writer, attach) -> None:
     writer = make_writer("w")
     reader = attach(writer)
     assert isinstance(reader, LocalReader)
@@ -188,7 +188,7 @@ def test_the_walk_finds_a_view_of_the_ring(make_writer, attach) -> None:  # type
     del view
 
 
-def test_the_array_of_the_sender_may_change_after_sending(remote, make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_the_array_of_the_sender_may_change_after_sending(remote, make_writer, attach) -> None:
     codec: MessageCodec[StepOutput] = MessageCodec(StepOutput)
     writer = make_writer("w")
     reader = attach(writer, remote=remote)
@@ -198,7 +198,7 @@ def test_the_array_of_the_sender_may_change_after_sending(remote, make_writer, a
     assert np.array_equal(codec.decode(reader.receive(deadline_seconds=10).frames).tokens, np.arange(10_000))
 
 
-def test_both_transports_carry_the_same_bytes(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_both_transports_carry_the_same_bytes(make_writer, attach) -> None:
     writer = make_writer("near", "far", ring_bytes=1 << 20)
     near, far = attach(writer, reader="near"), attach(writer, reader="far", remote=True)
     for kind, message in MESSAGES:

@@ -37,13 +37,13 @@ ADDRESS = QueueAddress(queue="steps", writer="core", generation=3, key="ab" * 16
     ],
 )
 def test_who_is_let_in(changed: dict[str, object], reason: str) -> None:
-    attach = Attach(**{"version": HANDSHAKE_VERSION, "key": ADDRESS.key, "reader": "w1", "generation": 1, **changed})  # type: ignore[arg-type]
+    attach = Attach(**{"version": HANDSHAKE_VERSION, "key": ADDRESS.key, "reader": "w1", "generation": 1, **changed})
     found = reason_to_refuse(attach, address=ADDRESS, expected=("w1", "w2"), attached_generations={"w2": 4})
     assert reason in found
     assert bool(found) == bool(reason)
 
 
-def test_readers_are_counted_by_identity(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_readers_are_counted_by_identity(make_writer, attach) -> None:
     writer = make_writer("w1", "w2", "w3")
     for generation in (1, 2, 3):
         attach(writer, reader="w1", generation=generation, remote=generation == 2)
@@ -55,7 +55,7 @@ def test_readers_are_counted_by_identity(make_writer, attach) -> None:  # type: 
     writer.wait_until_ready(deadline_seconds=1)
 
 
-def test_the_missing_are_named_with_what_became_of_them(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_the_missing_are_named_with_what_became_of_them(make_writer, attach) -> None:
     writer = make_writer("w1", "w2")
     attach(writer, reader="w1").close()
     with pytest.raises(ReadersMissing, match=r"for w1, w2 \(w1 was lost: its process ended or closed its end\)"):
@@ -63,7 +63,7 @@ def test_the_missing_are_named_with_what_became_of_them(make_writer, attach) -> 
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_reader_that_is_not_expected_hears_why(make_writer, attach, remote: bool) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_that_is_not_expected_hears_why(make_writer, attach, remote: bool) -> None:
     writer = make_writer("w1")
     with pytest.raises(ReaderRefused, match="expects w1, not 'w2'"):
         attach(writer, reader="w2", remote=remote)
@@ -74,7 +74,7 @@ def test_a_reader_that_is_not_expected_hears_why(make_writer, attach, remote: bo
     assert reader.receive(deadline_seconds=10).frames == [b"still there"]
 
 
-def test_an_address_whose_writer_is_gone_is_an_error_and_not_a_wait(make_writer) -> None:  # type: ignore[no-untyped-def]
+def test_an_address_whose_writer_is_gone_is_an_error_and_not_a_wait(make_writer) -> None:
     with pytest.raises(WriterGone, match="cannot reach queue 'steps' of core"):
         open_local_reader(ADDRESS, reader="w1", generation=1, deadline_seconds=60)
     with pytest.raises(ReaderRefused, match="no readers on other nodes"):
@@ -87,13 +87,13 @@ def test_an_address_whose_writer_is_gone_is_an_error_and_not_a_wait(make_writer)
 
 
 @pytest.mark.parametrize("opened", [open_local_reader, open_remote_reader])
-def test_a_writer_that_does_not_answer_is_waited_for_until_the_deadline(make_writer, opened) -> None:  # type: ignore[no-untyped-def]
+def test_a_writer_that_does_not_answer_is_waited_for_until_the_deadline(make_writer, opened) -> None:
     writer = make_writer("w1")
     with pytest.raises(WriterGone, match=r"did not answer reader 'w1' in 0\.05 s"):
         opened(writer.address, reader="w1", generation=1, deadline_seconds=0.05)
 
 
-def test_strangers_at_the_sockets_change_nothing(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_strangers_at_the_sockets_change_nothing(make_writer, attach) -> None:
     writer = make_writer("w1")
     reader = attach(writer, reader="w1")
     strangers = []

@@ -46,7 +46,7 @@ def drain(reader: Reader) -> None:
         reader.receive(deadline_seconds=PATIENCE_SECONDS)
 
 
-def test_a_deadline_without_news_ends_one_call_and_not_the_reader(make_writer, attach, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_deadline_without_news_ends_one_call_and_not_the_reader(make_writer, attach, remote) -> None:
     writer = make_writer("w")
     reader = attach(writer, remote=remote)
     for number in range(3):
@@ -56,13 +56,13 @@ def test_a_deadline_without_news_ends_one_call_and_not_the_reader(make_writer, a
         assert reader.receive(deadline_seconds=PATIENCE_SECONDS).frames == [str(number).encode()]
 
 
-def test_an_idle_reader_sleeps(make_writer, attach, remote) -> None:  # type: ignore[no-untyped-def]
+def test_an_idle_reader_sleeps(make_writer, attach, remote) -> None:
     reader = attach(make_writer("w"), remote=remote)
     # One sleep, and room for a page fault or a lock; looking every 10 ms would make 50.
     assert sleeps_while_idle(reader, seconds=0.5) <= 5
 
 
-def test_a_writer_that_waits_for_room_sleeps_until_there_is_some(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_writer_that_waits_for_room_sleeps_until_there_is_some(make_writer, attach, thread, remote) -> None:
     writer = make_writer("w")
     reader = attach(writer, remote=remote)
     sent = fill(writer)
@@ -72,7 +72,7 @@ def test_a_writer_that_waits_for_room_sleeps_until_there_is_some(make_writer, at
     assert reader.receive(deadline_seconds=PATIENCE_SECONDS).sequence == sent + 1
 
 
-def test_who_is_behind_is_named_and_nobody_got_the_message(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_who_is_behind_is_named_and_nobody_got_the_message(make_writer, attach) -> None:
     writer = make_writer("eager", "slow", "far")
     readers = {
         "eager": attach(writer, reader="eager"),
@@ -96,7 +96,7 @@ def test_who_is_behind_is_named_and_nobody_got_the_message(make_writer, attach) 
         readers["slow"].receive(deadline_seconds=5)
 
 
-def test_a_dismissal_from_another_thread_ends_the_wait_for_that_reader(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_dismissal_from_another_thread_ends_the_wait_for_that_reader(make_writer, attach, thread, remote) -> None:
     writer = make_writer("w")
     reader = attach(writer, remote=remote)
     sent = fill(writer)
@@ -108,7 +108,7 @@ def test_a_dismissal_from_another_thread_ends_the_wait_for_that_reader(make_writ
         drain(reader)
 
 
-def test_a_reader_that_goes_away_ends_the_wait_for_it(make_writer, attach, thread) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_that_goes_away_ends_the_wait_for_it(make_writer, attach, thread) -> None:
     writer = make_writer("w")
     reader = attach(writer)
     sent = fill(writer)
@@ -117,7 +117,7 @@ def test_a_reader_that_goes_away_ends_the_wait_for_it(make_writer, attach, threa
     assert sending.result(PATIENCE_SECONDS / 2) == sent + 1
 
 
-def test_a_cancel_ends_a_readers_wait(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_cancel_ends_a_readers_wait(make_writer, attach, thread, remote) -> None:
     reader = attach(make_writer("w"), remote=remote)
     waiting = thread.submit(reader.receive, deadline_seconds=PATIENCE_SECONDS)
     reader.cancel()
@@ -127,7 +127,7 @@ def test_a_cancel_ends_a_readers_wait(make_writer, attach, thread, remote) -> No
         reader.receive(deadline_seconds=PATIENCE_SECONDS)
 
 
-def test_a_cancel_ends_a_writers_wait(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_cancel_ends_a_writers_wait(make_writer, attach, thread, remote) -> None:
     writer = make_writer("w", "missing")
     waiting = thread.submit(writer.wait_until_ready, deadline_seconds=PATIENCE_SECONDS)
     writer.cancel()
@@ -142,7 +142,7 @@ def test_a_cancel_ends_a_writers_wait(make_writer, attach, thread, remote) -> No
         waiting.result(PATIENCE_SECONDS / 2)
 
 
-def test_what_was_sent_before_closing_is_received(make_writer, attach, remote) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_sent_before_closing_is_received(make_writer, attach, remote) -> None:
     writer = make_writer("w")
     reader = attach(writer, remote=remote)
     for _ in range(3):
@@ -154,7 +154,7 @@ def test_what_was_sent_before_closing_is_received(make_writer, attach, remote) -
             reader.receive(deadline_seconds=PATIENCE_SECONDS)
 
 
-def test_a_message_given_up_halfway_is_no_message(make_writer, attach, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_message_given_up_halfway_is_no_message(make_writer, attach, remote) -> None:
     writer = make_writer("near", "w")
     near, other = attach(writer, reader="near"), attach(writer, remote=remote)
     with pytest.raises(ReadersBehind):
@@ -169,7 +169,7 @@ def test_a_message_given_up_halfway_is_no_message(make_writer, attach, remote) -
         assert (received.sequence, received.frames) == (1, [b"small"])
 
 
-def test_a_reader_that_comes_in_the_middle_of_a_message_begins_with_the_next(make_writer, attach, thread, remote) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_that_comes_in_the_middle_of_a_message_begins_with_the_next(make_writer, attach, thread, remote) -> None:
     writer = make_writer("w", "late")
     reader = attach(writer)
     sending = thread.submit(writer.send, [b"x" * 200_000], deadline_seconds=PATIENCE_SECONDS)
@@ -187,7 +187,7 @@ def test_a_reader_that_comes_in_the_middle_of_a_message_begins_with_the_next(mak
     late.close()
 
 
-def test_a_message_beyond_all_bounds_is_refused_before_anything_is_sent(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_a_message_beyond_all_bounds_is_refused_before_anything_is_sent(make_writer, attach) -> None:
     writer = make_writer("w")
     reader = attach(writer)
     huge = memoryview(mmap.mmap(-1, layout.LARGEST_MESSAGE_BYTES + 1))
@@ -202,7 +202,7 @@ def test_a_volume_that_is_too_small_is_an_error_when_the_queue_is_made() -> None
         Writer(queue="steps", writer="core", generation=1, readers=(), ring_bytes=1 << 50)
 
 
-def test_a_reader_can_spoil_only_its_own_page_and_is_dismissed_for_that(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_can_spoil_only_its_own_page_and_is_dismissed_for_that(make_writer, attach) -> None:
     writer = make_writer("good", "bad")
     good, bad = attach(writer, reader="good"), attach(writer, reader="bad")
     assert bad._whole.readonly
@@ -215,7 +215,7 @@ def test_a_reader_can_spoil_only_its_own_page_and_is_dismissed_for_that(make_wri
 
 
 @pytest.mark.parametrize("word", range(7))
-def test_a_damaged_record_ends_the_reader_and_is_never_handed_out(make_writer, attach, word: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_record_ends_the_reader_and_is_never_handed_out(make_writer, attach, word: int) -> None:
     writer = make_writer("w")
     reader = attach(writer)
     writer.send([b"a", b"b"], deadline_seconds=1)
@@ -227,7 +227,7 @@ def test_a_damaged_record_ends_the_reader_and_is_never_handed_out(make_writer, a
         reader.receive(deadline_seconds=1)
 
 
-def test_everything_is_given_back(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_everything_is_given_back(make_writer, attach) -> None:
     def once() -> int:
         writer = make_writer("near", "far")
         readers = [attach(writer, reader="near"), attach(writer, reader="far", remote=True)]
@@ -245,7 +245,7 @@ def test_everything_is_given_back(make_writer, attach) -> None:  # type: ignore[
     assert max(once() for _ in range(10)) <= baseline
 
 
-def test_no_wake_up_is_lost(make_writer, attach, thread) -> None:  # type: ignore[no-untyped-def]
+def test_no_wake_up_is_lost(make_writer, attach, thread) -> None:
     """Pauses around the length of the spin, so that news come before, during and after the step into sleep, on both sides."""
     writer = make_writer("echo")
     attaching = thread.submit(start_echo, writer.address)
@@ -267,7 +267,7 @@ def test_no_wake_up_is_lost(make_writer, attach, thread) -> None:  # type: ignor
         process.kill()
 
 
-def test_a_remote_reader_learns_that_its_writer_is_gone(make_writer, attach) -> None:  # type: ignore[no-untyped-def]
+def test_a_remote_reader_learns_that_its_writer_is_gone(make_writer, attach) -> None:
     writer = make_writer("w")
     reader = attach(writer, remote=True)
     assert writer._remote is not None

@@ -67,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def candidate(server: OneLease, identity: str) -> Lease:
-    return Lease(server, namespace="n", identity=identity)  # type: ignore[arg-type]
+    return Lease(server, namespace="n", identity=identity)
 
 
 async def test_the_first_one_leads_and_the_second_waits_until_the_lease_stood_still(clock: list[float]) -> None:

@@ -10,8 +10,8 @@ from world import World, engine_spec
 
 from enginehouse_operator import api, reasons, steps
 from enginehouse_operator.failures import Failure
-from enginehouse_operator.observe import Row
 from enginehouse_operator.plan_engine import plan_engine
+from enginehouse_operator.ranks import Row
 
 
 def settled(**changes: object) -> World:

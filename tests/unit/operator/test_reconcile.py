@@ -25,9 +25,9 @@ class Stage:
 
     def __init__(self, **spec: Any) -> None:
         self.api = MemoryApi()
-        events = Events(self.api)  # type: ignore[arg-type]
-        actor = Actor(self.api, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))  # type: ignore[arg-type]
-        self.reconciler = Reconciler(self.api, actor, events, clock=lambda: NOW)  # type: ignore[arg-type]
+        events = Events(self.api)
+        actor = Actor(self.api, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))
+        self.reconciler = Reconciler(self.api, actor, events, clock=lambda: NOW)
         self.engine = self.api.put(
             "inferenceengines",
             {
@@ -113,7 +113,7 @@ async def test_what_an_apply_cannot_change_is_not_tried_again_at_once(serving: S
         serving.change("services", "e", spec={"type": "NodePort"})
         return serving.api.objects["services", "e"]
 
-    serving.api.apply = in_vain  # type: ignore[method-assign]
+    serving.api.apply = in_vain
     assert (await serving.one_pass()).after_seconds == 600
 
 

@@ -11,9 +11,9 @@ from world import World, engine_spec
 
 from enginehouse_operator import api, reasons
 from enginehouse_operator.failures import Failure
-from enginehouse_operator.observe import RankRow, Row
 from enginehouse_operator.plan_engine import EnginePlan
 from enginehouse_operator.pod_state import Problem
+from enginehouse_operator.ranks import RankRow, Row
 from enginehouse_operator.status import engine_status, replica_status
 
 

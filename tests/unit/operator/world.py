@@ -12,9 +12,10 @@ import msgspec
 
 from enginehouse_operator import api, names, steps
 from enginehouse_operator.failures import Failure
-from enginehouse_operator.observe import Engine, Member, RankRow, Replica, Row
+from enginehouse_operator.observe import Engine, Member, Replica
 from enginehouse_operator.plan_engine import EnginePlan, plan_engine
 from enginehouse_operator.plan_replica import plan_replica
+from enginehouse_operator.ranks import RankRow, Row
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -78,7 +79,8 @@ class World:
                 assert replica.spec.end is None, "no member is made for a replica that ends"
                 self.births[step.name] = self.births.get(step.name, 0) + 1
                 assert step.name not in {member.name for member in replica.members}
-                born = Member(name=step.name, uid=self.new_uid(), is_in_service=True)
+                leads = step.ordinal == 0
+                born = Member(name=step.name, uid=self.new_uid(), ordinal=step.ordinal, is_in_service=leads)
                 self.change(replica, members=(*replica.members, born))
             case steps.LeaveService():
                 self.change_member(step.name, is_in_service=False)
@@ -106,31 +108,70 @@ class World:
         moved = False
         for replica in list(self.replicas.values()):
             for member in replica.members:
+                present = self.replicas[replica.name]
                 if member.deletion_deadline is not None:
-                    self.change(replica, members=())
+                    self.change(replica, members=tuple(other for other in present.members if other.name != member.name))
                     moved = True
                 elif not member.is_ready and not member.has_ended:
                     self.change_member(member.name, is_ready=True)
-                    row = Row(name=member.name, uid=member.uid, state="Serving", ranks=(RankRow(rank=0, state="Serving"),))
-                    if any(known.name == row.name for known in replica.rows):
+                    if any(known.name == member.name for known in replica.rows):
                         continue  # another pod's row stands there: the monitor exits
-                    self.change(self.replicas[replica.name], rows=(row,))
+                    self.change(replica, rows=(*present.rows, self.row(member, present)))
                     moved = True
+            moved |= self.bring_ranks_back(replica.name)
         return moved
 
-    def kill(self, replica: str, class_: str = "Signal") -> None:
-        """The engine's pod dies."""
+    def bring_ranks_back(self, replica: str) -> bool:
+        """Those that restart in place serve again."""
+        before = self.replicas[replica].rows
+
+        def back(rank: RankRow) -> RankRow:
+            return msgspec.structs.replace(rank, state="Serving") if rank.state == "Restarting" else rank
+
+        after = tuple(msgspec.structs.replace(row, ranks=tuple(back(rank) for rank in row.ranks)) for row in before)
+        self.change(self.replicas[replica], rows=after)
+        return after != before
+
+    def row(self, member: Member, replica: Replica) -> Row:
+        """What a member reports that serves."""
+        assert replica.copy is not None
+        held = sorted(replica.copy.parallelism.ranks_of(member.ordinal))
+        ranks = tuple(RankRow(rank=rank, incarnation=1, state="Serving") for rank in held)
+        return Row(name=member.name, uid=member.uid, state="Serving", ranks=ranks)
+
+    def rank_dies(self, replica: str, rank: int, *, state: str = "Dead", class_: str = "Signal") -> None:
+        """One rank dies while the others go on; with ``Restarting`` as its next incarnation."""
+        record = Failure(class_=class_, signal=9, role="engine-core", rank=rank, incarnation=1, pid=17, detected_time=self.now)
+        incarnation = 2 if state == "Restarting" else 1
+
+        def changed(row: Row) -> Row:
+            ranks = tuple(
+                msgspec.structs.replace(part, state=state, incarnation=incarnation) if part.rank == rank else part
+                for part in row.ranks
+            )
+            leads = row.name == self.replicas[replica].members[0].name
+            return msgspec.structs.replace(row, ranks=ranks, failures=(*row.failures, record) if leads else row.failures)
+
+        self.change(self.replicas[replica], rows=tuple(changed(row) for row in self.replicas[replica].rows))
+
+    def kill(self, replica: str, class_: str = "Signal", *, ordinals: frozenset[int] | None = None) -> None:
+        """The engine's pods die, or some of them."""
         for member in self.replicas[replica].members:
+            if ordinals is not None and member.ordinal not in ordinals:
+                continue
             record = Failure(member=member.name, class_=class_, signal=9, role="engine-core", rank=0, incarnation=1)
             self.change_member(member.name, has_ended=True, is_ready=False, failure=record)
 
-    def vanish(self, replica: str) -> None:
-        self.change(self.replicas[replica], members=())
+    def vanish(self, replica: str, *, ordinals: frozenset[int] | None = None) -> None:
+        present = self.replicas[replica].members
+        left = tuple(member for member in present if ordinals is not None and member.ordinal not in ordinals)
+        self.change(self.replicas[replica], members=left)
 
-    def remove(self, replica: str) -> None:
-        """Somebody deletes the pod."""
+    def remove(self, replica: str, *, ordinals: frozenset[int] | None = None) -> None:
+        """Somebody deletes the pods, or some of them."""
         for member in self.replicas[replica].members:
-            self.change_member(member.name, deletion_deadline=self.now + timedelta(seconds=60), is_ready=False)
+            if ordinals is None or member.ordinal in ordinals:
+                self.change_member(member.name, deletion_deadline=self.now + timedelta(seconds=60), is_ready=False)
 
     # reading
 

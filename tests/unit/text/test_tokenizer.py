@@ -184,12 +184,14 @@ def test_a_token_outside_the_byte_alphabet_is_spelled_as_the_library_spells_it(t
         ("tokenizer.json", b"{}"),
         ("tokenizer_config.json", b'{"chat_template": [1]}'),
         ("chat_template.jinja", b"\xff"),
+        ("config.json", b'{"eos_token_id": ["2"]}'),
+        ("generation_config.json", b'{"eos_token_id": -1}'),
     ],
 )
 def test_a_broken_file_of_a_folder_is_said(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_text(byte_tokenizer().backend.to_str())
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TokenizerError, match=re.escape(f"the tokenizer of {tmp_path} cannot be used: ")):
+    with pytest.raises(TokenizerError, match=f"^(the tokenizer of )?{re.escape(str(tmp_path))}"):
         load(str(tmp_path))
 
 

@@ -1,0 +1,116 @@
+"""What every process of the engine does at its start and at its end: API server, engine core and worker alike.
+
+Start: read what the launcher says, leave Ctrl-C to the launcher, log to standard error, register. End: a planned one says
+``bye`` and has exit code 0; every other is told to the launcher with its class and its text, and has another code.
+
+Invariant: standard library and ``registration.py`` only, so that a process is registered before anything heavy is imported: what it
+runs, it imports itself. Does not know roles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from enginehouse_engine.registration import LauncherGone, Registration, RegistrationError, register
+
+logger = logging.getLogger("enginehouse.process")
+
+EXIT_FAILED: Final = 1
+EXIT_HOPELESS: Final = 78
+"""Trying again cannot help."""
+
+_HOPELESS: Final = frozenset({"InvalidConfig", "ModelNotFound", "ContextTooSmall"})
+_REGISTER_SECONDS: Final = 30.0
+
+
+class Stopped(Exception):
+    """The launcher said ``stop`` to a process that has nothing to end in order yet: a planned end."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process ends: ``kind`` is the ``class`` of the wire protocol."""
+
+    kind: str
+    message: str
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_HOPELESS if self.kind in _HOPELESS else EXIT_FAILED
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """With what every process is told; the caller adds its own."""
+    arguments = argparse.ArgumentParser(prog=module, description=description)
+    arguments.add_argument("--launcher-socket", required=True)
+    arguments.add_argument("--config", required=True)
+    arguments.add_argument("--incarnation", type=int, default=1)
+    return arguments
+
+
+def run(
+    serve: Callable[[Registration], None],
+    arguments: argparse.Namespace,
+    *,
+    role: str,
+    rank: int | None,
+    index: int,
+    name: str,
+    last_words: Callable[[Failure], None] = lambda failure: None,
+) -> int:
+    """Register, ``serve``, and say how it ended; the exit code. ``name`` is for the log.
+
+    ``last_words`` tells others than the launcher of a failure, after the launcher: who is told first is whom it blames.
+    """
+    # Ctrl-C in a terminal reaches the whole process group; the launcher alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name}: %(message)s", stream=sys.stderr)
+    try:
+        registration = register(
+            arguments.launcher_socket,
+            role=role,
+            rank=rank,
+            index=index,
+            incarnation=arguments.incarnation,
+            deadline_seconds=_REGISTER_SECONDS,
+        )
+    except RegistrationError as error:
+        logger.error("%s", error)
+        return EXIT_FAILED
+    try:
+        serve(registration)
+    except Stopped:
+        logger.info("stopped before it served")
+    except LauncherGone as error:
+        logger.error("%s", error)
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - the top of a process: every cause is logged once and said to the launcher
+        failure = failure_of(error)
+        _tell(registration, failure)
+        last_words(failure)
+        return failure.exit_code
+    registration.bye()
+    return 0
+
+
+def failure_of(error: Exception) -> Failure:
+    """An exception's class is its own word (``failure_class``) where it has one; its traceback is left out where only people can help."""
+    # torch's own class is told by its name, to leave torch out of processes that do without it.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    kind = getattr(error, "failure_class", "OutOfMemory" if out_of_memory else "Exception")
+    return Failure(kind, str(error) if kind in _HOPELESS else "".join(traceback.format_exception(error)))
+
+
+def _tell(registration: Registration, failure: Failure) -> None:
+    logger.error("%s: %s", failure.kind, failure.message)
+    try:
+        registration.failed(failure.kind, failure.message)
+    except RegistrationError as gone:
+        logger.error("the launcher could not be told: %s", gone)

@@ -1,0 +1,108 @@
+"""Ranks that die, return or come late, and requests that would wait for too long, as the clients and the launcher see them."""
+
+from __future__ import annotations
+
+import select
+from pathlib import Path
+
+from enginehouse_engine.protocol import Outputs, StepStats, encode
+
+from .conftest import (
+    ANSWER,
+    ASK,
+    ApiServer,
+    engine_config,
+    eventually,
+    get,
+    post,
+    read_until,
+    request_bytes,
+    says,
+    says_and_goes_on,
+    says_nothing,
+)
+
+
+def _tell(server: ApiServer, *states: tuple[int, str]) -> None:
+    """The launcher's word on all ranks: incarnation and state."""
+    ranks = [
+        {"rank": rank, "incarnation": incarnation, "state": state, "added": 1} for rank, (incarnation, state) in enumerate(states)
+    ]
+    server.launcher.send(type="ranks", ranks=ranks, added=[])
+
+
+def test_the_launchers_word_that_a_rank_died_fails_its_requests_and_leaves_the_others_alone(fresh: ApiServer) -> None:
+    lost, other = fresh.core(), fresh.core(rank=1)
+    fresh.launcher.wait_for("ready")
+    for core in (lost, other):
+        core.behaviour = says_and_goes_on("be")
+    _tell(fresh, (1, "Serving"), (1, "Serving"))
+    streams = [fresh.raw(request_bytes({**ASK, "stream": True})) for _ in range(2)]
+    for stream in streams:
+        read_until(stream, b'"text":"e"')
+    lost.behaviour = other.behaviour = says_nothing
+    whole = [fresh.raw(request_bytes(ASK)) for _ in range(2)]
+    eventually(lambda: [core.submits.qsize() for core in (lost, other)] == [2, 2], "two requests for each rank")
+    _tell(fresh, (1, "Restarting"), (1, "Serving"))
+    eventually(lambda: len(select.select(streams + whole, [], [], 0)[0]) == 2, "the two that were lost")
+    ready, _, _ = select.select(streams + whole, [], [], 0)
+    for connection in ready:
+        data = read_until(connection, b'"code":"engine_core_lost"')
+        assert (b"Retry-After: 1" in data.title()) == (connection in whole)
+        assert b"[DONE]" not in data
+    assert [get(fresh, "/ready").status_code, other.aborts.empty()] == [200, True]
+    assert [rank["rank"] for rank in fresh.launcher.wait_for("ready")["ranks"]] == [1]
+    _tell(fresh, (2, "Restarting"), (1, "Serving"))
+    successor = fresh.core(incarnation=2)
+    ranks = fresh.launcher.wait_for("ready")["ranks"]
+    assert [(rank["rank"], rank["incarnation"]) for rank in ranks] == [(0, 2), (1, 1)]
+    _tell(fresh, (2, "Serving"), (1, "Serving"))
+    assert post(fresh).status_code == 200
+    assert successor.submits.qsize() == 1
+    assert other.submits.qsize() == 2
+
+
+def test_ready_says_which_rank_is_what_when_nobody_serves(fresh: ApiServer) -> None:
+    fresh.core(), fresh.core(rank=1)
+    fresh.launcher.wait_for("ready")
+    _tell(fresh, (1, "Dead"), (2, "Restarting"))
+    eventually(lambda: get(fresh, "/ready").status_code == 503, "ready says no")
+    assert get(fresh, "/ready").json()["error"]["message"] == "no engine core serves: rank 0 is Dead, rank 1 is Restarting"
+    refused = post(fresh)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_a_server_that_comes_late_waits_for_the_ranks_that_serve_and_no_others(fresh: ApiServer) -> None:
+    fresh.core(rank=1)
+    eventually(lambda: "ranks 0" in get(fresh, "/ready").json()["error"]["message"], "rank 1")
+    _tell(fresh, (1, "Dead"), (1, "Serving"))
+    assert [rank["rank"] for rank in fresh.launcher.wait_for("ready")["ranks"]] == [1]
+    assert post(fresh).status_code == 200
+
+
+def test_a_word_that_is_none_changes_nothing(fresh: ApiServer) -> None:
+    fresh.core(), fresh.core(rank=1)
+    fresh.launcher.wait_for("ready")
+    fresh.launcher.send(type="ranks", ranks=[{"rank": "x"}])
+    eventually(lambda: "ranks are [{rank, incarnation, state}]" in fresh.log_text(), "its refusal")
+    assert post(fresh).status_code == 200
+
+
+def test_who_would_wait_for_too_long_is_told_to_come_again(tmp_path: Path) -> None:
+    with ApiServer(tmp_path, engine_config()) as server:
+        core = server.core(max_batch=1)
+        server.launcher.wait_for("ready")
+        core.behaviour = says_nothing
+        waiting = [server.raw(request_bytes(ASK)) for _ in range(5)]
+        eventually(lambda: core.submits.qsize() == 5, "one that runs and four that wait")
+        refused = post(server)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert get(server, "/ready").status_code == 200
+        waiting.pop().close()
+        eventually(lambda: core.aborts.qsize() == 1, "the abort of one")
+        core.behaviour = says(ANSWER)
+        assert post(server).status_code == 200
+        core.send(encode(Outputs((), StepStats(running=1, waiting=4))))
+        eventually(lambda: post(server).status_code == 429, "the work of other servers counts too")
