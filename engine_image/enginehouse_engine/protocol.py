@@ -9,13 +9,14 @@ Does not open sockets and does not know who sends what: see ``docs/wire-protocol
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
 TOKEN_BYTES: Final = 4
-"""Of a token id in a prompt."""
+"""Of a token id in a prompt, and of a log probability."""
 
 
 class ProtocolError(Exception):
@@ -81,6 +82,22 @@ class PromptLogprobs(msgspec.Struct, frozen=True, omit_defaults=True):
     top_tokens: bytes = b""
     """As of :func:`pack_tokens`."""
     top_logprobs: bytes = b""
+
+
+def unpack_prompt_logprobs(packed: PromptLogprobs, prompt: Sequence[int]) -> list[TokenLogprobs]:
+    """Of the tokens of ``prompt`` after the first. Raises ProtocolError when they are those of another prompt."""
+    wanted, width = len(prompt) - 1, packed.alternatives
+    found = [len(part) for part in (packed.logprobs, packed.top_tokens, packed.top_logprobs)]
+    expected = [TOKEN_BYTES * count for count in (wanted, wanted * width, wanted * width)]
+    if found != expected:
+        raise ProtocolError(f"log probabilities of {wanted} tokens with {width} alternatives have {expected} bytes, found {found}")
+    logprobs, top_logprobs = array("f", packed.logprobs), array("f", packed.top_logprobs)
+    top_tokens = array("i", packed.top_tokens)
+    tops = [slice(place * width, (place + 1) * width) for place in range(wanted)]
+    return [
+        TokenLogprobs(token, logprob, tuple(top_tokens[top]), tuple(top_logprobs[top]))
+        for token, logprob, top in zip(prompt[1:], logprobs, tops, strict=True)
+    ]
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
