@@ -55,6 +55,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     startup_timeout_seconds: float = 1800.0
     drain_timeout_seconds: float = 60.0
     api_key_file: str | None = None
+    simulated_weight_bytes: dict[int, int] = {}
+    """With executor Simulated: what the model of a rank pretends to weigh, so that ranks fit different lengths."""
 
     def hash(self) -> str:
         """Of what every process must agree on: model, dtype, parallel shape, block size, limits."""

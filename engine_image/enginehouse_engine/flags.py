@@ -46,8 +46,14 @@ class Options:
     api_key_file: Path | None
     monitor_socket: Path | None
     replica_uid: str
+    members: int
+    member: int
+    workers_per_member: int | None
+    leader: str
     dtype: str
     model_cache_dir: Path | None
+    simulated_weights: tuple[tuple[int, int], ...]
+    """Rank and bytes."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,9 +92,22 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         api_key_file=given.api_key_file,
         monitor_socket=given.monitor_socket,
         replica_uid=given.replica_uid or str(uuid.uuid4()),
+        members=given.members,
+        member=given.member,
+        workers_per_member=given.workers_per_member,
+        leader=given.leader,
         dtype=given.dtype,
         model_cache_dir=given.model_cache_dir,
+        simulated_weights=_simulated_weights(given.simulated_weights, executor=given.executor, ranks=given.data_parallel),
     )
+
+
+def _simulated_weights(given: list[tuple[int, int]], *, executor: str, ranks: int) -> tuple[tuple[int, int], ...]:
+    if given and executor != "Simulated":
+        raise ConfigError(f"--simulated-weights is for --executor Simulated, not {executor}: real weights weigh what they weigh")
+    if foreign := [rank for rank, _ in given if rank >= ranks]:
+        raise ConfigError(f"--simulated-weights names rank {foreign[0]}, but --data-parallel {ranks} has ranks 0 to {ranks - 1}")
+    return tuple(given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,6 +192,21 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-context-length", metavar="TOKENS", type=_at_least(1), default=1, help="refuse to serve (exit code 78) when less fits"
     )
+    group.add_argument(
+        "--simulated-weights",
+        metavar="RANK=BYTES",
+        type=_rank_and_bytes,
+        action="append",
+        default=[],
+        help="with --executor Simulated: what the model of this rank pretends to weigh; may be repeated, for drills",
+    )
+
+
+def _rank_and_bytes(text: str) -> tuple[int, int]:
+    rank, separator, size = text.partition("=")
+    if not (separator and rank.isdecimal() and size.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not RANK=BYTES, such as 1=67108864")
+    return int(rank), _between(0, 2**63 - 1)(size)
 
 
 def _add_serving(group: argparse._ArgumentGroup) -> None:
@@ -206,6 +240,10 @@ def _add_pod(group: argparse._ArgumentGroup) -> None:
         help="the pod's monitor, which must know this pod before anything starts (default: no monitor)",
     )
     group.add_argument("--replica-uid", metavar="UID", help="identity of the replica (default: made up)")
+    group.add_argument("--members", metavar="N", type=_between(1, 64), default=1, help="pods of the replica")
+    group.add_argument("--member", metavar="K", type=_between(0, 63), default=0, help="number of this pod; 0 is the leader")
+    group.add_argument("--workers-per-member", metavar="W", type=_at_least(1), help="workers in each pod (default: all in one)")
+    group.add_argument("--leader", metavar="HOST", default="", help="host name of the leader, whose launcher listens on port 7411")
 
 
 def _is_text(argument: str) -> bool:

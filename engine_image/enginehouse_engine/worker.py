@@ -9,16 +9,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.core.context_fit import kv_block_bytes
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
 from enginehouse_engine.cores import usable_cores
-from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, ScoringInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import (
+    ExecutorFailure,
+    SamplingInput,
+    ScoringInput,
+    StepInput,
+    StepOutput,
+    WorkerProfile,
+)
 from enginehouse_engine.model.attention import PagedAttention
 from enginehouse_engine.model.decoder import Decoder
 from enginehouse_engine.model.parallel import SOLO, Parallel, Position
@@ -49,7 +57,9 @@ class Worker:
         torch.set_num_threads(threads)
         self._dtype = choose_dtype(config.dtype, self._device)
         with torch.inference_mode():
-            self._decoder = Decoder(open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads)
+            self._decoder = Decoder(
+                open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads, parallel=parallel
+            )
         self.model = self._decoder.config
         self._block_bytes = kv_block_bytes(
             layers=self.model.layers,
@@ -58,6 +68,7 @@ class Worker:
             block_size=config.block_size,
             element_bytes=self._dtype.itemsize,
         )
+        self._longest_context: int | None = None
         self._attention: PagedAttention | None = None
         logger.info("model %s in %s on %s, %d threads", self.model.architecture, self._dtype, self._device, threads)
 
@@ -79,8 +90,11 @@ class Worker:
         self._attention = self._allocate(total_blocks)
 
     @torch.inference_mode()
-    def execute_model(self, step: StepInput) -> StepOutput:
-        """Compute one step. Raises ExecutorFailure before the cache is there."""
+    def execute_model(self, step: StepInput) -> StepOutput | None:
+        """Compute this position's share of one step; what was chosen, from the position that chooses.
+
+        Raises ExecutorFailure before the cache is there, and when another worker is lost.
+        """
         if self._attention is None:
             raise ExecutorFailure("execute_model was called before initialize_kv_cache")
         return self._compute(step, self._attention)
@@ -88,32 +102,41 @@ class Worker:
     def shutdown(self) -> None:
         self._attention = None
 
-    def _compute(self, step: StepInput, attention: PagedAttention, depth: int | None = None) -> StepOutput:
+    def _compute(self, step: StepInput, attention: PagedAttention, depth: int | None = None) -> StepOutput | None:
         geometry = attention.geometry(step)
         tokens = torch.from_numpy(step.tokens).to(self._device)
         hidden = self._decoder.forward(tokens, geometry, attention, depth=depth)
+        if hidden is None:
+            return None
 
-        def logits_at(rows: np.typing.NDArray[np.integer]) -> torch.Tensor:
+        def logits_at(rows: NDArray[np.integer[Any]]) -> torch.Tensor | None:
             return self._decoder.logits(hidden, torch.from_numpy(rows.astype(np.int64)).to(self._device))
 
+        # First, so that never the logits of both are there at once.
         scoring = None if step.scoring is None else score(step.scoring, logits_at)
-        output = sample(logits_at(np.cumsum(step.query_lengths)[: step.choosing] - 1), step.sampling)
-        return output if scoring is None else dataclasses.replace(output, scoring=scoring)
+        logits = logits_at(np.cumsum(step.query_lengths)[: step.choosing] - 1)
+        return None if logits is None else dataclasses.replace(sample(logits, step.sampling), scoring=scoring)
 
     def _allocate(self, total_blocks: int) -> PagedAttention:
         return PagedAttention(
             self.model,
             block_size=self._config.block_size,
             total_blocks=total_blocks,
-            gather_tokens=max(_GATHER_TOKENS, self._longest_context()),
+            gather_tokens=max(_GATHER_TOKENS, self._agreed_longest_context()),
             dtype=self._dtype,
             device=self._device,
         )
 
-    def _longest_context(self) -> int:
-        """No sequence can be longer: by the model, the configuration, or a budget that held nothing but its cache."""
-        in_memory = self._budget_bytes() // self._block_bytes * self._config.block_size
-        return max(1, min(self.model.max_length, self._config.max_context_length or self.model.max_length, in_memory))
+    def _agreed_longest_context(self) -> int:
+        """No sequence can be longer: by the model, the configuration, or a budget that held nothing but some worker's cache.
+
+        The rank's workers say the same, so that they compute steps of one size; they ask at the same time.
+        """
+        if self._longest_context is None:
+            in_memory = self._budget_bytes() // self._block_bytes * self._config.block_size
+            wanted = self._config.max_context_length or self.model.max_length
+            self._longest_context = self._parallel.smallest(max(1, min(self.model.max_length, wanted, in_memory)))
+        return self._longest_context
 
     def _budget_bytes(self) -> int:
         """On a device, the share of its memory; on the CPU what the launcher has worked out."""
@@ -129,7 +152,7 @@ class Worker:
         attention = self._allocate(1)
         attention.touch()
         _reset_peak(self._device)
-        longest = self._longest_context()
+        longest = self._agreed_longest_context()
         prompt = min(config.max_step_tokens, longest)
         self._compute(_dummy_step(config, [prompt], [longest], choosing=1), attention, _PROFILE_DEPTH)
         batch = config.max_batch

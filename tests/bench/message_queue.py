@@ -1,8 +1,10 @@
 """make bench NAME=queue: round trip and throughput of the message queue beside ZMQ ipc and multiprocessing.Pipe, and its idle CPU.
 
 The one job: two processes on this machine, the same payload over each transport, in turns within one run.
-The bar is for two ends with a processor each, which is how core and worker run; the figures for two ends that share one are beside
-it: no spin can help there. A scheduler left to itself does either, and changes its mind with the load.
+The bars are for two ends with a core each, which is how core and worker run. Beside them stand the figures for two ends that share
+one, where no spin can help and a wake-up costs what it costs, and for two that the scheduler puts where it likes: it does either,
+and changes its mind with the load. Which cores these were, whether two of them are one physical core, and how busy the machine was
+before are in the file.
 The invariant kept: what came back is what was sent; the spin is the product's own 50 us.
 """
 
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import record
@@ -45,9 +48,9 @@ def pin(cores: set[int]) -> None:
     os.sched_setaffinity(0, cores)
 
 
-def echo_queue(pipe: Connection, core: int, requests: bytes) -> None:
+def echo_queue(pipe: Connection, cores: set[int], requests: bytes) -> None:
     """Answer every small message; of large ones only the last."""
-    pin({core})
+    pin(cores)
     responses = Writer(queue="responses", writer="echo", generation=1, readers=["client"])
     pipe.send_bytes(msgspec.json.encode(responses.address))
     address = msgspec.json.decode(requests, type=QueueAddress)
@@ -59,16 +62,16 @@ def echo_queue(pipe: Connection, core: int, requests: bytes) -> None:
             responses.send(frames, deadline_seconds=DEADLINE_SECONDS)
 
 
-def echo_zmq(pipe: Connection, core: int, endpoint: str) -> None:
+def echo_zmq(pipe: Connection, cores: set[int], endpoint: str) -> None:
     socket = zmq.Context().socket(zmq.PAIR)
     socket.connect(endpoint)
-    pin({core})
+    pin(cores)
     _echo(socket.recv, socket.send)
     pipe.recv_bytes()
 
 
-def echo_pipe(pipe: Connection, core: int, _: str) -> None:
-    pin({core})
+def echo_pipe(pipe: Connection, cores: set[int], _: str) -> None:
+    pin(cores)
     _echo(pipe.recv_bytes, pipe.send_bytes)
 
 
@@ -105,10 +108,10 @@ def measure(send: Callable[[bytes], object], receive: Callable[[], bytes | bytea
     }
 
 
-def run_queue(core: int) -> Figures:
+def run_queue(cores: set[int]) -> Figures:
     ours, theirs = CONTEXT.Pipe()
     writer = Writer(queue="requests", writer="client", generation=1, readers=["echo"])
-    process = CONTEXT.Process(target=echo_queue, args=(theirs, core, msgspec.json.encode(writer.address)))
+    process = CONTEXT.Process(target=echo_queue, args=(theirs, cores, msgspec.json.encode(writer.address)))
     process.start()
     responses = msgspec.json.decode(ours.recv_bytes(), type=QueueAddress)
     writer.wait_until_ready(deadline_seconds=DEADLINE_SECONDS)
@@ -123,13 +126,13 @@ def run_queue(core: int) -> Figures:
     return figures
 
 
-def run_zmq(core: int) -> Figures:
+def run_zmq(cores: set[int]) -> Figures:
     ours, theirs = CONTEXT.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{Path(folder, 'peer')}"
         socket = zmq.Context.instance().socket(zmq.PAIR)
         socket.bind(endpoint)
-        process = CONTEXT.Process(target=echo_zmq, args=(theirs, core, endpoint))
+        process = CONTEXT.Process(target=echo_zmq, args=(theirs, cores, endpoint))
         process.start()
         figures = measure(socket.send, socket.recv)
         ours.send_bytes(b"done")
@@ -138,13 +141,18 @@ def run_zmq(core: int) -> Figures:
     return figures
 
 
-def run_pipe(core: int) -> Figures:
+def run_pipe(cores: set[int]) -> Figures:
     ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=echo_pipe, args=(theirs, core, ""))
+    process = CONTEXT.Process(target=echo_pipe, args=(theirs, cores, ""))
     process.start()
     figures = measure(ours.send_bytes, ours.recv_bytes)
     process.join()
     return figures
+
+
+def thread_siblings(core: int) -> str:
+    """The processors that are threads of the same physical core, as the kernel lists them."""
+    return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text().strip()
 
 
 def cpu_seconds() -> float:
@@ -188,13 +196,18 @@ def main() -> int:
     if len(allowed) < 2:
         raise SystemExit("two processors are wanted, one for each end; found one")
     zmq.Context.instance().socket(zmq.PAIR).close()  # Starts ZMQ's threads.
-    pin({allowed[0]})
-    placements = {"apart": allowed[1], "together": allowed[0]}
+    busy = os.getloadavg()[0]
+    placements = {
+        "apart": ({allowed[0]}, {allowed[1]}),
+        "together": ({allowed[0]}, {allowed[0]}),
+        "anywhere": (set(allowed), set(allowed)),
+    }
     runs: dict[str, dict[str, list[Figures]]] = {place: {"queue": [], "zmq ipc": [], "pipe": []} for place in placements}
     for _ in range(REPEATS):
-        for place, core in placements.items():
+        for place, (ours, theirs) in placements.items():
+            pin(ours)
             for name, run in (("queue", run_queue), ("zmq ipc", run_zmq), ("pipe", run_pipe)):
-                runs[place][name].append(run(core))
+                runs[place][name].append(run(theirs))
     pin(set(allowed))
     for place, by_name in runs.items():
         for name, figures in by_name.items():
@@ -205,8 +218,11 @@ def main() -> int:
         pairs = zip(runs[place][peer], runs[place]["queue"], strict=True)
         return statistics.median(theirs[key] / ours[key] for theirs, ours in pairs)
 
-    figures = {
+    figures: dict[str, Any] = {
         "spin_us": SPIN_SECONDS * 1e6,
+        "cores": {place: {"client": sorted(ours), "echo": sorted(theirs)} for place, (ours, theirs) in placements.items()},
+        "threads of the physical core of each": {core: thread_siblings(core) for core in allowed[:2]},
+        "load before": busy,
         "runs": runs,
         "p50 of the peer over the queue's": {
             place: {peer: ratio(place, peer, "p50_us") for peer in ("zmq ipc", "pipe")} for place in placements
@@ -216,7 +232,16 @@ def main() -> int:
     }
     bars = [
         record.at_least(
-            "round trip of 1 KiB, p50 of ZMQ ipc over the queue's", ratio("apart", "zmq ipc", "p50_us"), limit=3, unit="x"
+            "round trip of 1 KiB, a core each, p50 of ZMQ ipc over the queue's",
+            ratio("apart", "zmq ipc", "p50_us"),
+            limit=3,
+            unit="x",
+        ),
+        record.at_least(
+            "throughput at 1 MiB, a core each, over ZMQ ipc's",
+            figures["throughput at 1 MiB over ZMQ's"]["apart"],
+            limit=1,
+            unit="x",
         ),
         record.at_most("spin", SPIN_SECONDS * 1e6, limit=50, unit="us"),
         record.at_most("idle reader", idle["reader_percent"], limit=1, unit="% of a core"),

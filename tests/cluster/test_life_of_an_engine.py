@@ -101,11 +101,19 @@ def test_a_changed_spec_replaces_the_replica(space: Any) -> None:
     space.eventually("the new limit is published", lambda: space.get("ie/sim")["status"].get("maxContextLength") == 256)
 
 
-def test_a_killed_engine_core_gets_a_successor_and_leaves_its_cause(space: Any) -> None:
+def test_a_killed_engine_core_comes_back_in_its_pod_and_a_second_time_in_a_successor_that_knows_the_cause(space: Any) -> None:
     space.apply(simulated())
     space.wait("Ready", name="sim")
     before = replica_names(space)
     (pod,) = engine_pods(space)
+
+    def incarnations() -> list[tuple[int, str]]:
+        rows = [row for replica in space.items("ier") for row in replica["status"].get("members", [])]
+        return [(rank["incarnation"], rank["state"]) for row in rows for rank in row["ranks"]]
+
+    space.installation.kill_engine_cores(pod, namespace=space.namespace)
+    space.eventually("the rank is back", lambda: incarnations() == [(2, "Serving")])
+    assert replica_names(space) == before
     space.installation.kill_engine_cores(pod, namespace=space.namespace)
     space.eventually("a successor", lambda: bool(replica_names(space) - before))
     space.wait("Ready", name="sim")

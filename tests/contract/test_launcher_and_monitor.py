@@ -55,13 +55,24 @@ class Pod:
         return self
 
     def pid(self, name: str) -> int:
-        found = re.search(rf"started {name}, pid (\d+)", self.log.read_text())
+        """Of the newest of this name."""
+        found = re.findall(rf"started {name}, pid (\d+)", self.log.read_text())
         assert found, self.log.read_text()
-        return int(found[1])
+        return int(found[-1])
 
     def failures(self) -> list[tuple[Any, ...]]:
         row = self.api.row() or {}
         return [(failure["role"], failure["class"], failure.get("signal"), failure["detectedBy"]) for failure in row["failures"]]
+
+    def ranks_become(self, wanted: list[tuple[int, str]]) -> dict[str, Any]:
+        """The row, once its ranks have these incarnations and states."""
+
+        def found(api: FakeApi) -> bool:
+            return [(rank["incarnation"], rank["state"]) for rank in (api.row() or {})["ranks"]] == wanted
+
+        self.api.wait_for(found, timeout_seconds=DEADLINE_SECONDS)
+        row: dict[str, Any] = self.api.row()
+        return row
 
     def close(self) -> None:
         for process in (self.engine, self.monitor.process):
@@ -97,12 +108,25 @@ def test_the_fitted_context_length_reaches_the_row_and_the_operator_reads_it(pod
 def test_a_killed_process_is_in_the_row_with_its_cause_seen_by_its_pipe(pod: Any, name: str, role: str) -> None:
     one = pod().serve()
     os.kill(one.pid(name), signal.SIGKILL)
-    assert one.engine.wait(DEADLINE_SECONDS) == 137
-    one.api.wait_for(lambda api: api.row()["state"] == "Failed" and api.row()["failures"])
-    assert one.monitor.terminate() == 0
+    one.api.wait_for(lambda api: api.row()["failures"])
     assert one.failures() == [(role, "Signal", 9, "Pipe")]
-    (failure,) = msgspec.convert(one.api.row(), observe.Row).failures
-    assert failure.message == f"{name} was killed by SIGKILL"
+    row = msgspec.convert(one.api.row(), observe.Row)
+    assert [failure.message for failure in row.failures] == [f"{name} was killed by SIGKILL"]
+    assert row.state == "Serving", "it is started again in place"
+
+
+def test_a_rank_that_comes_back_is_a_new_incarnation_in_the_row_and_dies_for_good_the_second_time(pod: Any) -> None:
+    one = pod("--data-parallel=2").serve()
+    os.kill(one.pid("engine core of rank 1"), signal.SIGKILL)
+    assert one.ranks_become([(1, "Serving"), (2, "Serving")])["state"] == "Serving"
+    os.kill(one.pid("engine core of rank 1"), signal.SIGKILL)
+    assert one.ranks_become([(1, "Serving"), (2, "Dead")])["state"] == "Serving"
+    one.api.wait_for(lambda api: [failure["incarnation"] for failure in api.row()["failures"]] == [1, 2])
+    os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
+    one.ranks_become([(2, "Serving"), (2, "Dead")])
+    os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
+    assert one.engine.wait(DEADLINE_SECONDS) == 137
+    assert one.ranks_become([(2, "Dead"), (2, "Dead")])["state"] == "Failed"
 
 
 def test_a_monitor_that_restarts_reports_the_next_death(pod: Any) -> None:

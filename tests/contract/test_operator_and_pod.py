@@ -62,6 +62,15 @@ def test_the_launcher_reads_what_the_spec_says(copy: api.EngineCopy) -> None:
     assert options.served_model_name
 
 
+@given(st.integers(1, 8), st.integers(1, 8), st.data())
+def test_the_launchers_of_several_members_read_their_number_and_their_leader(data: int, held: int, draw: st.DataObject) -> None:
+    shape = api.Parallelism(data=data * held, workers_per_member=held)
+    ordinal = draw.draw(st.integers(0, data - 1))
+    options = engine_flags.parse(arguments(REPLICA, api.EngineCopy(executor="Simulated", parallelism=shape), ordinal=ordinal))
+    told = (options.members, options.member, options.workers_per_member, bool(options.leader))
+    assert told == ((data, ordinal, held, True) if data > 1 else (1, 0, None, False))
+
+
 @given(data=st.integers(1, 64), workers=st.integers(1, 64), tensor=st.integers(1, 8))
 def test_the_shared_memory_of_a_pod_is_what_the_queues_of_its_ranks_allocate(data: int, workers: int, tensor: int) -> None:
     """Restarts in place included: a rank's queues are given back before it is started again."""

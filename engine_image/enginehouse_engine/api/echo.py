@@ -6,11 +6,10 @@ where the next one begins. Pure: no sockets, no HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enginehouse_engine.api.choices import ScoredToken
-from enginehouse_engine.protocol import PromptLogprobs, unpack_prompt_logprobs
+from enginehouse_engine.protocol import TOKEN_BYTES, PromptLogprobs, unpack_prompt_logprobs, unpack_tokens
 from enginehouse_engine.text.detokenizer import Detokenizer
 from enginehouse_engine.text.tokenizer import Tokenizer
 
@@ -20,19 +19,20 @@ class Echo:
     """As the client wrote it, and as the model reads it."""
 
     text: str
-    tokens: Sequence[int]
+    prompt: bytes
+    """Packed token ids."""
+
+    def first_token(self) -> int:
+        """The one that has no log probability, as nothing is before it."""
+        return unpack_tokens(self.prompt[:TOKEN_BYTES])[0]
 
     def scored(self, tokenizer: Tokenizer, logprobs: PromptLogprobs) -> list[ScoredToken]:
         """All tokens but the first, which follows none. Raises ProtocolError when ``logprobs`` are not of this prompt."""
-        offsets = self._offsets(tokenizer)[1:]
-        entries = unpack_prompt_logprobs(logprobs, self.tokens)
-        return [ScoredToken(entry, offset) for entry, offset in zip(entries, offsets, strict=True)]
-
-    def _offsets(self, tokenizer: Tokenizer) -> list[int]:
+        tokens = unpack_tokens(self.prompt)
         detokenizer = Detokenizer(tokenizer, continues=False)
-        offsets, read = [], 0
-        for token in self.tokens:
+        scored, read = [], len(detokenizer.feed(tokens[:1]))
+        for entry in unpack_prompt_logprobs(logprobs, tokens):
             # A tokenizer that normalizes may read more characters than were written.
-            offsets.append(min(read, len(self.text)))
-            read += len(detokenizer.feed((token,)))
-        return offsets
+            scored.append(ScoredToken(entry, min(read, len(self.text))))
+            read += len(detokenizer.feed((entry.token,)))
+        return scored

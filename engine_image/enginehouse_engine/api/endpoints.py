@@ -1,7 +1,7 @@
 """The two routes that generate: ``/v1/completions`` and ``/v1/chat/completions``, from body to response.
 
-Invariant: everything that can be refused is refused before a core hears of the request; texts long enough to matter are tokenized
-in a thread, so that other requests go on. Does not know who else is under way (``service.py``).
+Invariant: everything that can be refused is refused before a core hears of the request; what takes longer with a longer body, but
+for reading it, is done in a thread, so that other requests go on. Does not know who else is under way (``service.py``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from enginehouse_engine.api.echo import Echo
 from enginehouse_engine.api.formats import ChatFormat, CompletionFormat, Format
 from enginehouse_engine.api.generation import ClientGone, Generation
 from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, chat_request, completion_request
-from enginehouse_engine.api.service import LONG_TEXT_CHARACTERS, ModelText, Service
+from enginehouse_engine.api.service import LONG_BODY_BYTES, VERY_LONG_BODY_BYTES, ModelText, Service
 from enginehouse_engine.api.stream import EventStream
-from enginehouse_engine.protocol import Sampling, Submit, pack_tokens
+from enginehouse_engine.protocol import TOKEN_BYTES, Sampling, Submit, pack_tokens
 from enginehouse_engine.text.chat_template import ChatTemplateError
+from enginehouse_engine.text.tokenizer import Tokenizer
 
-MOST_BODY_BYTES: Final = 16 << 20
+MOST_BODY_BYTES: Final = 4 << 20
+"""Reading the worst of so many bytes (millions of one-digit token ids) holds up other requests for 40 ms; a thread would not help,
+as the decoder does not let go of the interpreter. A prompt of 131,072 tokens has about a sixth of them."""
 BODY_SECONDS: Final = 120.0
+
+_BEGINNING_CHARACTERS: Final = 16
+"""For each token of the context: enough to see that an ordinary text, of four or five, is far too long."""
 
 _Request = TypeVar("_Request", CompletionRequest, ChatRequest)
 _Result = TypeVar("_Result")
@@ -42,7 +48,8 @@ _Result = TypeVar("_Result")
 class Plan:
     """What one request asks of the cores: a prompt and a sampling for each answer, and how the answers are shown."""
 
-    prompts: Sequence[list[int]]
+    prompts: Sequence[bytes]
+    """Packed token ids."""
     samplings: Sequence[Sequence[Sampling]]
     """For each prompt, one for each of its answers."""
     stops: Sequence[str]
@@ -60,7 +67,7 @@ class _Endpoint(ABC, Generic[_Request]):
         self._service = service
 
     @abstractmethod
-    async def plan(self, request: _Request, text: ModelText, *, limit: int) -> Plan:
+    async def plan(self, request: _Request, text: ModelText, *, limit: int, body_bytes: int) -> Plan:
         """Raises ApiError for everything that this engine does not do."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +79,7 @@ class _Endpoint(ABC, Generic[_Request]):
             request = translate.decode(body, self.decoder)
             if request.model != self._service.model_name:
                 raise errors.model_not_found(request.model, served=self._service.model_name)
-            plan = await self.plan(request, text, limit=limit)
+            plan = await self.plan(request, text, limit=limit, body_bytes=len(body))
             try:
                 with self._generate(plan, text, arrival) as generation:
                     generation.watch(receive)
@@ -83,9 +90,8 @@ class _Endpoint(ABC, Generic[_Request]):
 
     def _generate(self, plan: Plan, text: ModelText, arrival: float) -> Generation:
         submits = [
-            Submit(f"{plan.form.id}-{place}-{answer}", packed, sampling, arrival)
+            Submit(f"{plan.form.id}-{place}-{answer}", prompt, sampling, arrival)
             for place, (prompt, samplings) in enumerate(zip(plan.prompts, plan.samplings, strict=True))
-            for packed in [pack_tokens(prompt)]
             for answer, sampling in enumerate(samplings)
         ]
         return Generation(
@@ -94,7 +100,7 @@ class _Endpoint(ABC, Generic[_Request]):
             submits=submits,
             choices=[Choice(text.tokenizer, plan.stops, continues=plan.continues) for _ in submits],
             answers_per_prompt=len(plan.samplings[0]),
-            prompt_tokens=sum(map(len, plan.prompts)),
+            prompt_tokens=sum(map(len, plan.prompts)) // TOKEN_BYTES,
             prompt_param=self.prompt_param,
             arrival_seconds=arrival,
         )
@@ -121,11 +127,12 @@ class _Endpoint(ABC, Generic[_Request]):
         )
         return Response(body, media_type="application/json")
 
-    async def _computed(self, characters: int, compute: Callable[[], _Result]) -> _Result:
-        """``compute()``, in a thread when it works on a text long enough to hold up others."""
-        if characters < LONG_TEXT_CHARACTERS:
+    async def _computed(self, size_bytes: int, compute: Callable[[], _Result]) -> _Result:
+        """``compute()``, in a thread when what it works on is long enough to hold up others."""
+        if size_bytes < LONG_BODY_BYTES:
             return compute()
-        return await asyncio.get_running_loop().run_in_executor(self._service.threads, compute)
+        threads = self._service.threads if size_bytes < VERY_LONG_BODY_BYTES else self._service.slow_thread
+        return await asyncio.get_running_loop().run_in_executor(threads, compute)
 
 
 class Completions(_Endpoint[CompletionRequest]):
@@ -134,48 +141,50 @@ class Completions(_Endpoint[CompletionRequest]):
     decoder = completion_request
     prompt_param = "prompt"
 
-    async def plan(self, request: CompletionRequest, text: ModelText, *, limit: int) -> Plan:
+    async def plan(self, request: CompletionRequest, text: ModelText, *, limit: int, body_bytes: int) -> Plan:
         tokenizer = text.tokenizer
         translate.check_completion(request)
-        asked = translate.completion_prompts(request)
         answers = request.n or 1
-        translate.check_sequences(len(asked), answers)
 
-        def tokenize() -> list[list[int]]:
-            return [encode(part) if isinstance(part, str) else part for part in asked]
-
-        def encode(part: str) -> list[int]:
-            text = translate.fitting(part, longest_token=tokenizer.longest_token, limit=limit, param="prompt")
-            return tokenizer.encode(text, add_special_tokens=True)
+        def prepare() -> tuple[list[str] | list[list[int]], list[bytes], list[int]]:
+            """The prompts as asked for and as token ids, and how long the answers to each may be."""
+            asked = translate.completion_prompts(request)
+            translate.check_sequences(len(asked), answers)
+            prompts, most = [], []
+            for part in asked:
+                prompt = _encode(part, tokenizer, limit=limit, param="prompt") if isinstance(part, str) else part
+                most.append(
+                    translate.answer_tokens(
+                        request.max_tokens,
+                        prompt_tokens=len(prompt),
+                        limit=limit,
+                        default=translate.DEFAULT_COMPLETION_TOKENS,
+                        param="prompt",
+                    )
+                )
+                translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="prompt")
+                prompts.append(pack_tokens(prompt))
+            return asked, prompts, most
 
         def echo() -> list[Echo]:
             texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
             return [Echo(part, prompt) for part, prompt in zip(texts, prompts, strict=True) for _ in range(answers)]
 
-        prompts = await self._computed(sum(map(len, asked)), tokenize)
-        samplings = []
-        for prompt in prompts:
-            translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="prompt")
-            most = translate.answer_tokens(
-                request.max_tokens,
-                prompt_tokens=len(prompt),
-                limit=limit,
-                default=translate.DEFAULT_COMPLETION_TOKENS,
-                param="prompt",
-            )
-            samplings.append(
-                [
-                    translate.sampling(
-                        request,
-                        max_tokens=most,
-                        logprobs=request.logprobs,
-                        prompt_logprobs=request.logprobs if request.echo else None,
-                        answer=answer,
-                        vocab_size=tokenizer.vocab_size,
-                    )
-                    for answer in range(answers)
-                ]
-            )
+        asked, prompts, most = await self._computed(body_bytes, prepare)
+        samplings = [
+            [
+                translate.sampling(
+                    request,
+                    max_tokens=tokens,
+                    logprobs=request.logprobs,
+                    prompt_logprobs=request.logprobs if request.echo else None,
+                    answer=answer,
+                    vocab_size=tokenizer.vocab_size,
+                )
+                for answer in range(answers)
+            ]
+            for tokens in most
+        ]
         form = CompletionFormat(
             id=f"cmpl-{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -194,27 +203,26 @@ class ChatCompletions(_Endpoint[ChatRequest]):
     decoder = chat_request
     prompt_param = "messages"
 
-    async def plan(self, request: ChatRequest, text: ModelText, *, limit: int) -> Plan:
+    async def plan(self, request: ChatRequest, text: ModelText, *, limit: int, body_bytes: int) -> Plan:
         tokenizer, template = text.tokenizer, text.template
         if template is None:
             raise errors.invalid(f"{text.why_no_chat}; use /v1/completions", param="messages")
-        messages = translate.chat_messages(request)
         asked = translate.chat_max_tokens(request)
         logprobs = translate.chat_logprobs(request)
 
-        def tokenize() -> list[int]:
+        def prepare() -> tuple[bytes, int]:
+            """The conversation as token ids, and how long the answers may be."""
             # The template writes the special tokens that a conversation begins with.
-            rendered = template.render(messages)
-            prompt = translate.fitting(rendered, longest_token=tokenizer.longest_token, limit=limit, param="messages")
-            return tokenizer.encode(prompt, add_special_tokens=False)
+            rendered = template.render(translate.chat_messages(request))
+            prompt = _encode(rendered, tokenizer, limit=limit, param="messages", add_special_tokens=False)
+            most = translate.answer_tokens(asked, prompt_tokens=len(prompt), limit=limit, default=None, param="messages")
+            translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="messages")
+            return pack_tokens(prompt), most
 
         try:
-            # A message costs time to render even if it is empty.
-            prompt = await self._computed(sum(16 + len(message["content"]) for message in messages), tokenize)
+            prompt, most = await self._computed(body_bytes, prepare)
         except ChatTemplateError as error:
             raise errors.invalid(str(error), param="messages") from error
-        translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="messages")
-        most = translate.answer_tokens(asked, prompt_tokens=len(prompt), limit=limit, default=None, param="messages")
         samplings = [
             translate.sampling(request, max_tokens=most, logprobs=logprobs, answer=answer, vocab_size=tokenizer.vocab_size)
             for answer in range(request.n or 1)
@@ -228,6 +236,18 @@ class ChatCompletions(_Endpoint[ChatRequest]):
             usage_chunk=_wants_usage(request),
         )
         return Plan([prompt], [samplings], translate.stop_strings(request), continues=False, form=form)
+
+
+def _encode(text: str, tokenizer: Tokenizer, *, limit: int, param: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text that can be within ``limit``. Raises ApiError, of a text that is much too long without reading it all."""
+    translate.check_characters(text, longest_token=tokenizer.longest_token, limit=limit, param=param)
+    beginning = text[: limit * _BEGINNING_CHARACTERS]
+    if len(beginning) < len(text):
+        # What follows can change how its last few tokens are cut, and never halve their number.
+        least = len(tokenizer.encode(beginning, add_special_tokens=False)) // 2
+        if least > limit:
+            raise errors.text_too_long(limit=limit, characters=len(text), least_tokens=least, param=param)
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 async def read_body(request: Request, *, timeout_seconds: float = BODY_SECONDS) -> bytes:

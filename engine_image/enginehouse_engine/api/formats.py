@@ -140,7 +140,7 @@ class CompletionFormat(Format):
             return CompletionChoice(index, delta.text, self._logprobs(scored), delta.finish_reason)
         first = None
         if delta.prompt_logprobs is not None:
-            first = echo.tokens[0]
+            first = echo.first_token()
             scored = echo.scored(self.tokenizer, delta.prompt_logprobs) + scored
         return CompletionChoice(index, echo.text + delta.text, self._logprobs(scored, first=first), delta.finish_reason)
 

@@ -20,8 +20,10 @@ from enginehouse_engine.api.metrics import Metrics
 from enginehouse_engine.text.chat_template import ChatTemplate
 from enginehouse_engine.text.tokenizer import Tokenizer
 
-LONG_TEXT_CHARACTERS: Final = 4096
-"""Tokenized in a thread: it takes more than a millisecond."""
+LONG_BODY_BYTES: Final = 4096
+"""Prepared in a thread: it takes more than a millisecond."""
+VERY_LONG_BODY_BYTES: Final = 256 << 10
+"""Prepared in a thread of their own, one after another: each takes up to seconds, and shorter ones must not wait for them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Service:
     """New requests are refused."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="tokenize"))
+    slow_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize-long"))
     _complete_once: bool = False
     _under_way: int = 0
 

@@ -145,15 +145,14 @@ def sampling(
     )
 
 
-def fitting(text: str, *, longest_token: int, limit: int, param: str) -> str:
-    """``text``, if its tokens can be within ``limit``. Raises ApiError.
+def check_characters(text: str, *, longest_token: int, limit: int, param: str) -> None:
+    """Raises ApiError when a prompt of so many characters cannot be within ``limit`` (tokens).
 
     Tokenizing takes some 80 bytes of memory for each character, so what cannot fit anyway must not get so far.
     """
     least = -(-len(text) // longest_token)
     if least > limit:
         raise errors.text_too_long(limit=limit, characters=len(text), least_tokens=least, param=param)
-    return text
 
 
 def check_prompt(tokens: Sequence[int], *, vocab_size: int, param: str) -> None:

@@ -15,7 +15,7 @@ def create_executor(config: EngineConfig, *, rank: int = 0) -> Executor:
     if config.executor == "Simulated":
         from enginehouse_engine.executor.simulated import SimulatedExecutor
 
-        return SimulatedExecutor(config)
+        return SimulatedExecutor(config, rank=rank)
     if config.executor == "InProcess":
         if workers != 1:
             raise ConfigError(

@@ -31,8 +31,8 @@ MAX_LENGTH: Final = 8192
 END_CHANCE: Final = 1 / 256
 """An answer of unlimited length ends by itself after so many tokens on average."""
 
-_WEIGHT_BYTES: Final = 32 << 20
-"""What the simulated model pretends to weigh."""
+WEIGHT_BYTES: Final = 32 << 20
+"""What the simulated model pretends to weigh, where ``--simulated-weights`` says nothing else."""
 _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _PRINTABLE: Final = 95  # From space (32) to tilde (126).
 
@@ -79,9 +79,10 @@ def simulated_answer(prompt: Sequence[int], count: int) -> list[int]:
 class SimulatedExecutor(Executor):
     """Behaves towards the engine core like the real ones, memory included: KV blocks have the size of a small real model's."""
 
-    def __init__(self, config: EngineConfig, *, before_step: Callable[[StepInput], None] | None = None) -> None:
+    def __init__(self, config: EngineConfig, *, rank: int = 0, before_step: Callable[[StepInput], None] | None = None) -> None:
         """``before_step`` is the fault hook: what it raises or does happens in the worker, before the step."""
         self._config = config
+        self._weight_bytes = config.simulated_weight_bytes.get(rank, WEIGHT_BYTES)
         self._before_step = before_step
         self._states: States = np.zeros(0, np.uint64)
 
@@ -91,7 +92,7 @@ class SimulatedExecutor(Executor):
     def determine_available_memory(self) -> list[WorkerProfile]:
         block_bytes = kv_block_bytes(layers=30, kv_heads=3, head_dim=64, block_size=self._config.block_size, element_bytes=2)
         profile = WorkerProfile(
-            available_bytes=self._config.memory_budget_bytes - _WEIGHT_BYTES,
+            available_bytes=self._config.memory_budget_bytes - self._weight_bytes,
             block_bytes=block_bytes,
             model_max_length=MAX_LENGTH,
             vocabulary_size=VOCABULARY_SIZE,

@@ -23,6 +23,8 @@ from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.termination import Exit
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PF_EXITING: Final = 0x4
+"""The flag of a task that is in the kernel's exit path, from include/linux/sched.h."""
 _LEFTOVER_SECONDS: Final = 2.0
 MOST_DESCRIPTORS: Final = 65536
 """Each client of an API server takes one; the usual limit of 1024 is for programs that use select(2)."""
@@ -70,11 +72,14 @@ class Children:
         self._pids[pid] = process
         return pid
 
-    def kill(self, process: Process) -> None:
-        """SIGKILL to the process and its descendants."""
+    def kill(self, process: Process) -> bool:
+        """SIGKILL to the process and its descendants; whether its own end had begun before."""
         for pid, found in self._pids.items():
             if found == process:
+                was_dying = _is_dying(pid)
                 _kill_group(pid)
+                return was_dying
+        return False
 
     def reap(self) -> list[tuple[Process, Exit]]:
         """All that have exited since the last call. What such a child left behind in its session is killed."""
@@ -106,6 +111,12 @@ def _next_exited() -> os.waitid_result | None:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
+
+
+def _is_dying(pid: int) -> bool:
+    """Of an unreaped child: has the kernel begun to take it down?"""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _exit_of(info: os.waitid_result) -> Exit:

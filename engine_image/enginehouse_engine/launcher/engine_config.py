@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from enginehouse_engine.config import EngineConfig
+from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import cgroup, memory_budget
 
@@ -16,6 +16,11 @@ logger = logging.getLogger("enginehouse.launcher")
 
 def engine_config(options: Options, model_path: str) -> EngineConfig:
     """What every process is told. Raises ConfigError when the memory is too small."""
+    if options.members > 1:
+        raise ConfigError(
+            f"a replica of {options.members} members was asked for, and this version of the engine keeps a replica in one pod:"
+            " leave parallelism.workersPerMember out"
+        )
     limit, source = (
         (options.memory_limit_bytes, "--memory-limit-bytes") if options.memory_limit_bytes else cgroup.usable_memory_bytes()
     )
@@ -43,4 +48,5 @@ def engine_config(options: Options, model_path: str) -> EngineConfig:
         startup_timeout_seconds=options.startup_timeout_seconds,
         drain_timeout_seconds=options.drain_timeout_seconds,
         api_key_file=str(options.api_key_file) if options.api_key_file else None,
+        simulated_weight_bytes=dict(options.simulated_weights),
     )

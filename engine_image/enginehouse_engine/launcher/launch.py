@@ -30,8 +30,9 @@ from enginehouse_engine.launcher.engine_config import engine_config
 from enginehouse_engine.launcher.event_loop import EventLoop
 from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
 from enginehouse_engine.launcher.monitor_link import MonitorLink
-from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process, processes
+from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.launcher.unit import engine_units
 
 logger = logging.getLogger("enginehouse.launcher")
 
@@ -103,7 +104,7 @@ class Launcher:
         self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *hang_up), self._signal)
         self._control = ControlServer(self._loop, self._files.launcher_socket, self)
         self._lifecycle = Lifecycle(
-            processes=processes(api_servers=options.api_servers, ranks=options.parallel.data, workers=workers_per_rank(options)),
+            units=engine_units(api_servers=options.api_servers, ranks=options.parallel.data, workers=workers_per_rank(options)),
             replica_uid=options.replica_uid,
             startup_timeout_seconds=options.startup_timeout_seconds,
             drain_timeout_seconds=options.drain_timeout_seconds,
@@ -172,7 +173,7 @@ class Launcher:
                 self._do(self._lifecycle.asked_to_stop(timeout_seconds=seconds))
             case messages.Abort(ranks=ranks):
                 logger.info("the monitor asks for an end at once: ranks %s", list(ranks))
-                self._do(self._lifecycle.asked_to_stop(timeout_seconds=0))
+                self._do(self._lifecycle.asked_to_end_ranks(ranks))
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -204,7 +205,8 @@ class Launcher:
                 case Send(process=process, message=message):
                     self._control.send(process, message)
                 case Kill(process=process):
-                    self._children.kill(process)
+                    if self._children.kill(process):
+                        self._lifecycle.was_dying(process)
                 case Report(process=process, message=message):
                     self._monitor.exited(process, message)
 
@@ -255,8 +257,12 @@ class Launcher:
         actions: list[Action] = []
         for process in chosen:
             descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER else {}
-            pid = self._children.spawn(process, self._command_line(process, self._files), descriptors=descriptors)
-            logger.info("started %s, pid %d", process, pid)
+            try:
+                pid = self._children.spawn(process, self._command_line(process, self._files), descriptors=descriptors)
+            except OSError as error:
+                return actions + self._lifecycle.not_started(process, reason=str(error))
+            again = f", incarnation {process.incarnation}" if process.incarnation > 1 else ""
+            logger.info("started %s, pid %d%s", process, pid, again)
             actions += self._lifecycle.started(process, pid=pid)
         return actions
 

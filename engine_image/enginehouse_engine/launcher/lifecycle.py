@@ -1,8 +1,10 @@
 """The life of one engine: what was seen of its processes, and what the launcher does about it. Pure; the clock is passed in.
 
-Starting -> Serving -> Draining -> Stopping -> Ended. Every method tells what happened and returns what to do, in order.
+Starting -> Serving -> Draining -> Stopping -> Ended, above its units (``unit.py``): API servers and ranks. Every method tells what
+happened and returns what to do, in order.
 
-Invariants: an exit that nobody asked for is a death, whatever its code, and the first death is the cause; after a death or a
+Invariants: an exit that nobody asked for is a death, whatever its code; while the engine serves, a death is its unit's affair and
+ends the engine only when no rank, or no API server, is left; the engine's cause is the first death that was not made good; after a
 request to stop nothing is started; every phase but Serving has a deadline, and a missed one names who was missing.
 Does no I/O: ``launch.py`` does what is returned here.
 """
@@ -10,15 +12,15 @@ Does no I/O: ``launch.py`` does what is returned here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from enginehouse_engine.launcher import messages, termination
-from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
-from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, MODEL_FETCH, WORKER, Process
+from enginehouse_engine.launcher import messages, publications, readiness, termination
+from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
+from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
 
 SETTLE_SECONDS: Final = 5.0
 """In a pod: how long requests are still accepted, since endpoints elsewhere hear of the end later than the pod does."""
@@ -28,6 +30,8 @@ STOP_SECONDS: Final = 10.0
 """From ``stop`` to SIGKILL in an orderly end."""
 STOP_AFTER_DEATH_SECONDS: Final = 2.0
 """The same after a death: time for the API servers to fail their requests with an error."""
+REAP_SECONDS: Final = 60.0
+"""From SIGKILL to giving up on a process that the kernel does not let go; releasing much memory takes seconds."""
 
 
 class Phase(StrEnum):
@@ -41,27 +45,10 @@ class Phase(StrEnum):
 
 
 @dataclass
-class _Seen:
-    """What is known of one process that was started."""
-
-    pid: int
-    registered: bool = False
-    stage: str = ""
-    endpoint: str = ""
-    record: dict[str, Any] | None = None
-    ready: messages.Ready | None = None
-    drained: bool = False
-    failed: messages.Failed | None = None
-    asked_to_stop: bool = False
-    killed: bool = False
-    exited: bool = False
-
-
-@dataclass
 class Lifecycle:
-    """``processes`` are all that the engine consists of; ``now`` is any monotonic clock, in seconds, everywhere the same."""
+    """``units`` are all that the engine consists of; ``now`` is any monotonic clock, in seconds, everywhere the same."""
 
-    processes: tuple[Process, ...]
+    units: tuple[Unit, ...]
     replica_uid: str
     startup_timeout_seconds: float
     drain_timeout_seconds: float
@@ -70,14 +57,18 @@ class Lifecycle:
     """The monitor's socket, for messages; empty = no monitor."""
 
     phase: Phase = Phase.STARTING
-    cause: Cause | None = None
-    deadline: float = field(init=False)
+    _deadline: float = field(init=False)
     _stored: bool = False
-    _culprit: Process | None = None
-    _seen: dict[Process, _Seen] = field(default_factory=dict)
+    _fetch: Unit | None = None
+    """The model's download."""
+    _own_cause: Cause | None = None
+    """Why the engine ends, if no death is to blame."""
+    _fallen: list[Unit] = field(default_factory=list)
+    """Those whose death was not made good, in the order of their deaths."""
+    _all_killed: bool = False
 
     def __post_init__(self) -> None:
-        self.deadline = self.now + self.startup_timeout_seconds
+        self._deadline = self.now + self.startup_timeout_seconds
 
     # What happened
 
@@ -94,23 +85,38 @@ class Lifecycle:
 
     def model_found(self) -> list[Action]:
         """The model is on this machine."""
-        return [Start(self.processes)] if self.phase is Phase.STARTING else []
+        if self.phase is not Phase.STARTING:
+            return []
+        return [Start(tuple(process for unit in self.units for process in unit.processes))]
 
     def refused(self, cause: Cause) -> list[Action]:
         """The engine cannot start, for a reason that is no death of its processes. Of no interest when it ends already."""
-        return self._fall(cause) if self.phase is Phase.STARTING else []
+        if self.phase is not Phase.STARTING:
+            return []
+        self._own_cause = cause
+        return self._stop(seconds=0.0)
 
     def started(self, process: Process, *, pid: int) -> list[Action]:
         """The process runs."""
-        self._seen[process] = _Seen(pid=pid)
+        if process.role == MODEL_FETCH:
+            self._fetch = Unit(processes=(process,))
+        unit = self._unit_of(process)
+        unit.seen[process] = Seen(pid=pid)
         # A signal can come between two starts.
-        return [] if self.phase is Phase.STARTING else self._kill([process])
+        return [] if self.phase in (Phase.STARTING, Phase.SERVING) and not unit.over else unit.kill()
+
+    def not_started(self, process: Process, *, reason: str) -> list[Action]:
+        """The kernel refused to start it."""
+        unit = self._unit_of(process)
+        actions = self._fall(unit, culprit=None)
+        unit.died(Cause(termination.EXCEPTION, f"{process} cannot be started: {reason}", process=process))
+        return self._tell() + actions + self._go_on(unit)
 
     def may_register(self, process: Process, *, pid: int) -> str:
         """Why ``process`` may not register; empty = it may."""
-        seen = self._seen.get(process)
-        if seen is None or process.role == MODEL_FETCH:
-            return f"this launcher has not started {process} (incarnation {process.incarnation})"
+        seen = next((unit.seen[process] for unit in self.units if process in unit.seen), None)
+        if seen is None:
+            return f"this launcher has not started {process} (incarnation {process.incarnation}), or it is over"
         if seen.registered:
             return f"{process} (incarnation {process.incarnation}) is registered already, with pid {seen.pid}"
         if seen.pid != pid:
@@ -119,14 +125,12 @@ class Lifecycle:
 
     def registered(self, process: Process) -> list[Action]:
         """The process handed its pipe over."""
-        self._seen[process].registered = True
-        if process.role == API_SERVER:
-            return [Send(process, self._ranks())]
-        return self._addresses([process])
+        self._unit_of(process).seen[process].registered = True
+        return self._tell()
 
     def said(self, process: Process, message: messages.FromProcess) -> list[Action]:
         """A message of a registered process."""
-        seen = self._seen[process]
+        seen = self._unit_of(process).seen[process]
         match message:
             case messages.Stage(stage=stage):
                 seen.stage = stage
@@ -134,216 +138,244 @@ class Lifecycle:
                 seen.failed = message
             case messages.Bound(endpoint=endpoint):
                 seen.endpoint = endpoint
-                return self._addresses(self._alive(ENGINE_CORE))
             case messages.Published(record=record):
                 seen.record = record
-                return self._peers(process)
             case messages.Ready():
                 seen.ready = message
-                return self._check_ready()
+                self._check_ready()
             case messages.Drained():
                 seen.drained = True
-                return self._check_drained()
             case messages.Register():
                 pass  # A second registration on the same connection says nothing new.
-        return []
+        return self._tell() + self._check_drained()
 
     def pipe_closed(self, process: Process, *, bye: bool) -> list[Action]:
         """The process is dying: its exit follows, after the kernel has released its memory."""
-        seen = self._seen[process]
+        unit = self._unit_of(process)
+        seen = unit.seen[process]
         if seen.exited or seen.killed or (bye and seen.asked_to_stop):
             return []
-        self._culprit = self._culprit or process
-        # It may live on without its pipe (an exec did that): then nobody could see its death.
-        return self._kill([process]) + self._fall(None)
+        actions = self._fall(unit, culprit=process)
+        return self._tell() + actions
+
+    def was_dying(self, process: Process) -> None:
+        """It was killed, but the kernel says that its end had begun before: then that is no planned one."""
+        self._unit_of(process).seen[process].killed = False
 
     def exited(self, process: Process, *, exit: Exit, out_of_memory: bool) -> list[Action]:
         """The process is gone and reaped."""
-        seen = self._seen[process]
-        seen.exited = True
-        if process.role == MODEL_FETCH:
-            return self._check_ended()
-        death = termination.cause_of(process, pid=seen.pid, exit=exit, failed=seen.failed, out_of_memory=out_of_memory)
-        planned = self._culprit != process and (seen.killed or (seen.asked_to_stop and exit.exit_code == 0))
-        report: list[Action] = [Report(process, _exited(death, process, planned=planned))] if seen.registered else []
-        if planned:
-            return report + self._check_drained() + self._check_ended()
-        self._culprit = self._culprit or process
-        return report + self._fall(death if self._culprit == process else None) + self._check_ended()
+        unit = self._unit_of(process)
+        death, planned = unit.death_of(process, exit=exit, out_of_memory=out_of_memory)
+        actions: list[Action] = []
+        if unit.seen[process].registered:
+            actions.append(Report(process, publications.exited(death, process, planned=planned)))
+        if unit is self._fetch:
+            pass  # What it found, or why not, is told by ``model_found`` or ``refused``.
+        elif not planned:
+            actions += self._fall(unit, culprit=process)
+            unit.died(death)
+        elif process.role == ENGINE_CORE and self.phase is Phase.STOPPING:
+            actions += _ask_to_stop(unit, workers=True)
+        return self._tell() + actions + self._go_on(unit)
 
     def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
         """SIGTERM, SIGINT or the monitor's ``drain``. A second time, or with timeout 0, the requests under way are cut."""
         if self.phase is Phase.SERVING and timeout_seconds != 0:
-            settle = SETTLE_SECONDS if self.monitor else 0.0
-            timeout = self.drain_timeout_seconds + settle if timeout_seconds is None else timeout_seconds
-            self.phase = Phase.DRAINING
-            self.deadline = self.now + timeout + DRAIN_MARGIN_SECONDS
-            message = {"type": "drain", "timeoutSeconds": timeout, "settleSeconds": settle}
-            return [Send(server, message) for server in self._alive(API_SERVER)]
+            return self._drain(timeout_seconds)
         if self.phase in (Phase.SERVING, Phase.DRAINING):
             return self._stop(seconds=STOP_SECONDS)
         if self.phase is Phase.STARTING:
             return self._stop(seconds=0.0)
-        return self._kill(self._alive())
+        return self._kill_all()
+
+    def asked_to_end_ranks(self, ranks: tuple[int, ...]) -> list[Action]:
+        """The monitor's ``abort``: these ranks are of no use any more. No death, and no restart."""
+        chosen = [unit for unit in self._ranks() if unit.processes[0].rank in ranks and unit.state is not UnitState.DEAD]
+        if not chosen or self.phase in (Phase.STOPPING, Phase.ENDED):
+            return []
+        if self.phase is Phase.STARTING or not any(unit.lives for unit in self._ranks() if unit not in chosen):
+            return self._stop(seconds=0.0 if self.phase is Phase.STARTING else STOP_SECONDS)
+        actions = [action for unit in chosen for action in unit.end()]
+        return self._tell() + actions
 
     def clock(self, now: float) -> list[Action]:
         """Called at every wake-up before what has happened is told."""
         self.now = now
-        if now < self.deadline:
-            return []
-        match self.phase:
-            case Phase.STARTING:
-                return self._fall(self._startup_timeout())
-            case Phase.DRAINING:
-                return self._stop(seconds=STOP_SECONDS)
-            case _:
-                self.deadline = math.inf
-                return self._kill(self._alive())
+        actions: list[Action] = []
+        for unit in self.units:
+            if self.phase is Phase.SERVING and now >= unit.deadline:
+                actions += unit.time_out(self._timeout(readiness.awaited([unit]))) + self._end_without_living()
+        if now >= self._deadline:
+            actions += self._missed()
+        return self._tell() + actions if actions else []
 
     # What others want to know
 
+    @property
+    def cause(self) -> Cause | None:
+        """Why the engine ends, or would have to if it ended now; None = nothing is wrong."""
+        return self._own_cause or next((unit.cause for unit in self._fallen if unit.cause is not None), None)
+
+    @property
+    def deadline(self) -> float:
+        """When :meth:`clock` is due."""
+        # Restarts are over with the engine's own end, which has a deadline of its own.
+        return min(self._deadline, *(unit.deadline for unit in self.units)) if self.phase is Phase.SERVING else self._deadline
+
     def state(self) -> dict[str, Any]:
         """The ``state`` message for the monitor: whole, the same while nothing changed."""
-        failed = self.cause is not None or self._culprit is not None
-        words = {
-            Phase.STARTING: ("Starting", "Starting"),
-            Phase.SERVING: ("Serving", "Serving"),
-            Phase.DRAINING: ("Draining", "Draining"),
-            Phase.STOPPING: ("Draining", "Draining"),
-            Phase.ENDED: ("Ended", "Draining"),
-        }
-        member, rank = ("Failed", "Dead") if failed else words[self.phase]
-        fits = {fit.rank: {"maxContextLength": fit.max_context_length, "kvBlocks": fit.kv_blocks} for fit in self._fits()}
-        ranks = [
-            {"rank": core.rank, "incarnation": core.incarnation, "state": rank, **fits.get(core.rank or 0, {})}
-            for core in self.processes
-            if core.role == ENGINE_CORE
-        ]
-        return {"type": "state", "state": member, "ranks": ranks}
+        return publications.state(self._word(), [(rank, self._word_of(rank)) for rank in self._ranks()], servers=self._servers())
 
     def max_context_length(self) -> int:
         """What every API server accepts (tokens). Only while serving."""
-        return min(seen.ready.max_context_length for seen in self._seen.values() if seen.ready)
+        return readiness.max_context_length(self.units)
 
     # Decisions
 
-    def _addresses(self, cores: Iterable[Process]) -> list[Action]:
-        """The whole list, to each core that is registered, once it is complete."""
-        servers = [process for process in self.processes if process.role == API_SERVER]
-        endpoints = [self._seen[server].endpoint for server in servers if server in self._seen]
-        if len(endpoints) < len(servers) or not all(endpoints) or self.phase in (Phase.STOPPING, Phase.ENDED):
-            return []
-        front_ends = [{"index": server.index, "endpoint": endpoint} for server, endpoint in zip(servers, endpoints, strict=True)]
-        message = {"type": "addresses", "frontEnds": front_ends, "replicaUid": self.replica_uid}
-        return [Send(core, message) for core in cores if core.role == ENGINE_CORE and self._seen[core].registered]
+    def _word(self) -> str:
+        if self._ends_badly:
+            return "Failed"
+        words = {Phase.STARTING: "Starting", Phase.SERVING: "Serving", Phase.ENDED: "Ended"}
+        return words.get(self.phase, "Draining")
 
-    def _peers(self, process: Process) -> list[Action]:
-        """Everybody's record to everybody in the rank, once the last one has come."""
-        rank = [other for other in self.processes if (other.rank, other.incarnation) == (process.rank, process.incarnation)]
-        known = [self._seen[other].record for other in rank if other in self._seen]
-        if WORKER not in {other.role for other in rank} or len(known) < len(rank) or None in known:
-            return []
-        records = [{"role": other.role, "index": other.index, "record": self._seen[other].record} for other in rank]
-        identity = {"replicaUid": self.replica_uid, "rank": process.rank, "incarnation": process.incarnation}
-        return [Send(other, {"type": "peers", **identity, "records": records}) for other in rank]
+    def _word_of(self, rank: Unit) -> str:
+        if self._ends_badly or rank.state is UnitState.DEAD:
+            return UnitState.DEAD.value
+        return {Phase.STARTING: UnitState.STARTING.value, Phase.SERVING: rank.state.value}.get(self.phase, "Draining")
 
-    def _ranks(self) -> dict[str, Any]:
-        """What every API server is told of the ranks."""
-        ranks = [{key: rank[key] for key in ("rank", "incarnation", "state")} for rank in self.state()["ranks"]]
-        return {"type": "ranks", "ranks": ranks}
+    @property
+    def _ends_badly(self) -> bool:
+        return self.phase in (Phase.STOPPING, Phase.ENDED) and bool(self._own_cause or self._fallen)
 
-    def _check_ready(self) -> list[Action]:
-        if self.phase is Phase.STARTING and not self._missing():
+    def _tell(self) -> list[Action]:
+        """Everything that somebody should know and was not told yet."""
+        all_bound = all(any(seen.endpoint for seen in server.seen.values()) for server in self._servers())
+        with_addresses = all_bound if self.phase is Phase.STARTING else self.phase in (Phase.SERVING, Phase.DRAINING)
+        return publications.untold(self.units, replica_uid=self.replica_uid, state=self.state(), with_addresses=with_addresses)
+
+    def _check_ready(self) -> None:
+        if self.phase is Phase.STARTING and not readiness.missing(self.units):
             self.phase = Phase.SERVING
-            self.deadline = math.inf
-            return [Send(server, self._ranks()) for server in self._alive(API_SERVER)]
-        return []
+            self._deadline = math.inf
+            for unit in self.units:
+                unit.serves()
+        elif self.phase is Phase.SERVING:
+            for unit in self.units:
+                if unit.state is UnitState.RESTARTING and not unit.over and readiness.is_ready(unit, self.units):
+                    unit.serves()
+                    self._fallen.remove(unit)
+
+    def _fall(self, unit: Unit, *, culprit: Process | None) -> list[Action]:
+        """A death in ``unit`` has begun: the rest of it goes down at once, and the engine if it cannot do without."""
+        if unit.over:
+            return []
+        if unit not in self._fallen:
+            self._fallen.append(unit)
+        restart_until = self.now + self.startup_timeout_seconds if self.phase is Phase.SERVING else None
+        return unit.fall(culprit, now=self.now, restart_until=restart_until) + self._end_without_living()
+
+    def _end_without_living(self) -> list[Action]:
+        """The engine ends when it has no rank, or no API server, that lives; while it starts it needs them all."""
+        if self.phase is Phase.STARTING:
+            return self._stop(seconds=0.0)
+        is_whole = any(unit.lives for unit in self._ranks()) and any(unit.lives for unit in self._servers())
+        if is_whole or self.phase in (Phase.STOPPING, Phase.ENDED):
+            return []
+        return self._stop(seconds=STOP_AFTER_DEATH_SECONDS)
+
+    def _go_on(self, unit: Unit) -> list[Action]:
+        """A process of ``unit`` is reaped, or was never there."""
+        if self.phase is Phase.SERVING and unit.over and unit.state is UnitState.RESTARTING and unit.is_reaped:
+            return [Start(unit.begin_next())]
+        return self._check_drained() + self._check_ended()
+
+    def _drain(self, timeout_seconds: float | None) -> list[Action]:
+        settle = SETTLE_SECONDS if self.monitor else 0.0
+        timeout = self.drain_timeout_seconds + settle if timeout_seconds is None else timeout_seconds
+        self.phase = Phase.DRAINING
+        self._deadline = self.now + timeout + DRAIN_MARGIN_SECONDS
+        message = {"type": "drain", "timeoutSeconds": timeout, "settleSeconds": settle}
+        actions: list[Action] = []
+        for unit in self.units:
+            if unit.state is UnitState.RESTARTING:
+                actions += unit.end()
+            elif unit.is_api_server:
+                actions += [Send(process, message) for process, seen in unit.seen.items() if seen.listens]
+        return self._tell() + actions + self._end_without_living()
 
     def _check_drained(self) -> list[Action]:
-        if self.phase is Phase.DRAINING and all(self._seen[server].drained for server in self._alive(API_SERVER)):
-            return self._stop(seconds=STOP_SECONDS)
-        return []
-
-    def _check_ended(self) -> list[Action]:
-        if self.phase is Phase.STOPPING and not self._alive():
-            self.phase = Phase.ENDED
-            self.deadline = math.inf
-        return []
-
-    def _fall(self, cause: Cause | None) -> list[Action]:
-        """Something broke: the rest goes down with it. ``cause`` is None until a dying process's exit tells it."""
-        self.cause = self.cause or cause
-        match self.phase:
-            case Phase.STARTING:
-                return self._stop(seconds=0.0)
-            case Phase.SERVING | Phase.DRAINING:
-                return self._stop(seconds=STOP_AFTER_DEATH_SECONDS)
-            case _:
-                return []
+        serving = [seen for server in self._servers() if server.state is UnitState.SERVING for seen in server.seen.values()]
+        return self._stop(seconds=STOP_SECONDS) if self.phase is Phase.DRAINING and all(seen.drained for seen in serving) else []
 
     def _stop(self, *, seconds: float) -> list[Action]:
         """Ask, and kill after ``seconds``. 0 is for processes that import or load: they have nothing to lose and do not listen."""
         self.phase = Phase.STOPPING
-        self.deadline = self.now + seconds
+        self._deadline = self.now + seconds
         actions: list[Action] = []
-        for process in self._alive():
-            if seconds and self._seen[process].registered:
-                self._seen[process].asked_to_stop = True
-                actions.append(Send(process, {"type": "stop"}))
+        for unit in self._everything():
+            if not seconds or unit.state is not UnitState.SERVING:
+                actions += unit.kill()
             else:
-                actions += self._kill([process])
-        return actions + self._check_ended()
+                actions += _ask_to_stop(unit, workers=False)
+        return self._tell() + actions + self._check_ended()
 
-    def _kill(self, processes: Iterable[Process]) -> list[Action]:
-        victims = [process for process in processes if not self._seen[process].exited]
-        for process in victims:
-            self._seen[process].killed = True
-        return [Kill(process) for process in victims]
+    def _check_ended(self) -> list[Action]:
+        if self.phase is Phase.STOPPING and all(unit.is_reaped for unit in self._everything()):
+            self.phase = Phase.ENDED
+            self._deadline = math.inf
+        return []
 
-    def _alive(self, role: str | None = None) -> list[Process]:
-        """Started and not reaped."""
-        return [process for process, seen in self._seen.items() if not seen.exited and role in (None, process.role)]
+    def _missed(self) -> list[Action]:
+        """The engine's own deadline is over."""
+        match self.phase:
+            case Phase.STARTING:
+                self._own_cause = self._timeout(self._awaited())
+                return self._stop(seconds=0.0)
+            case Phase.DRAINING:
+                return self._stop(seconds=STOP_SECONDS)
+            case Phase.STOPPING if not self._all_killed:
+                return self._kill_all()
+            case _:
+                left = [f"{process} (pid {unit.seen[process].pid})" for unit in self._everything() for process in unit.alive()]
+                text = f"{REAP_SECONDS:g} s after SIGKILL the kernel has not let go of {', '.join(left)}"
+                self._own_cause = self.cause or Cause(termination.EXCEPTION, text)
+                self.phase = Phase.ENDED
+                self._deadline = math.inf
+                return []
 
-    def _fits(self) -> tuple[messages.Fit, ...]:
-        """Each rank's fit, as the first ready API server told it."""
-        return next((seen.ready.ranks for seen in self._seen.values() if seen.ready), ())
+    def _kill_all(self) -> list[Action]:
+        if self.phase is Phase.STOPPING and not self._all_killed:
+            self._all_killed = True
+            self._deadline = self.now + REAP_SECONDS
+        return [action for unit in self._everything() for action in unit.kill()]
 
-    def _missing(self) -> list[Process]:
-        """API servers that are not ready, and cores that some API server does not know yet."""
-        answers = [self._seen[server].ready for server in self._alive(API_SERVER)]
-        known = [{fit.rank for fit in answer.ranks} if answer else set() for answer in answers]
-        return [
-            process
-            for process in self.processes
-            if process not in self._seen
-            or (process.role == API_SERVER and self._seen[process].ready is None)
-            or (process.role == ENGINE_CORE and not all(process.rank in ranks for ranks in known))
-        ]
+    def _everything(self) -> list[Unit]:
+        return [*self.units, *([self._fetch] if self._fetch else [])]
 
-    def _startup_timeout(self) -> Cause:
-        return Cause(
-            kind=termination.STARTUP_TIMEOUT,
-            message=f"not ready after {self.startup_timeout_seconds:g} s, waiting for: {'; '.join(self._awaited())}",
-        )
+    def _servers(self) -> list[Unit]:
+        return [unit for unit in self.units if unit.is_api_server]
+
+    def _ranks(self) -> list[Unit]:
+        return [unit for unit in self.units if not unit.is_api_server]
+
+    def _unit_of(self, process: Process) -> Unit:
+        return next(unit for unit in self._everything() if process in unit.processes)
+
+    def _timeout(self, awaited: list[str]) -> Cause:
+        text = f"not ready after {self.startup_timeout_seconds:g} s, waiting for: {'; '.join(awaited)}"
+        return Cause(kind=termination.STARTUP_TIMEOUT, message=text)
 
     def _awaited(self) -> list[str]:
         if self.monitor and not self._stored:
             return [f"the monitor at {self.monitor} to store this pod's row"]
-        if not any(process in self._seen for process in self.processes):
+        if not any(unit.seen for unit in self.units):
             return ["the model's download"]
-        return [f"{process} ({self._progress(process)})" for process in self._missing()]
-
-    def _progress(self, process: Process) -> str:
-        seen = self._seen.get(process)
-        if seen is None:
-            return "not started"
-        if not seen.registered:
-            return f"pid {seen.pid}, not registered"
-        return f"pid {seen.pid}, stage {seen.stage or 'registered'}"
+        return readiness.awaited(readiness.missing(self.units))
 
 
-def _exited(death: Cause, process: Process, *, planned: bool) -> dict[str, Any]:
-    fields = death.fields()
-    if planned:
-        fields |= {"message": f"{process} {death.exit}"}
-    return {"type": "exited", **fields, "index": process.index, "planned": planned}
+def _ask_to_stop(unit: Unit, *, workers: bool) -> list[Action]:
+    """Its workers, or all the others: workers go when nobody can ask anything of them any more."""
+    chosen = [process for process, seen in unit.seen.items() if seen.listens and (process.role == WORKER) is workers]
+    for process in chosen:
+        unit.seen[process].asked_to_stop = True
+    return [Send(process, {"type": "stop"}) for process in chosen]

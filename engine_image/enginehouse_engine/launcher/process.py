@@ -34,15 +34,3 @@ class Process:
         if self.role == API_SERVER:
             return f"API server {self.index}"
         return self.role.replace("-", " ")
-
-
-def processes(*, api_servers: int, ranks: int, workers: int = 0) -> tuple[Process, ...]:
-    """The processes that one engine consists of, API servers first; ``workers`` are each rank's own."""
-    front = tuple(Process(role=API_SERVER, rank=None, index=index, incarnation=1) for index in range(api_servers))
-    return front + tuple(process for rank in range(ranks) for process in rank_processes(rank, workers=workers, incarnation=1))
-
-
-def rank_processes(rank: int, *, workers: int, incarnation: int) -> tuple[Process, ...]:
-    """One incarnation of a rank: its engine core and its workers."""
-    core = Process(role=ENGINE_CORE, rank=rank, index=0, incarnation=incarnation)
-    return (core, *(Process(role=WORKER, rank=rank, index=index, incarnation=incarnation) for index in range(workers)))

@@ -1,6 +1,8 @@
 """The decoder family (Llama, Mistral, Qwen2, Qwen3 and what shares their shapes): forward pass of one step.
 
-Invariant: equals the Hugging Face model of the same weights, whatever the step's mixture of prompts and single tokens.
+Invariant: equals the Hugging Face model of the same weights, whatever the step's mixture of prompts and single tokens, and
+however the model is split: over the positions of a stage each product is split by rows of its weight, the next one by columns, so
+that one sum over the positions ends a pair of them (Shoeybi et al., "Megatron-LM", 2019, section 3).
 Query, key and value projections are one matrix, as are gate and up: fewer, larger products.
 Does not sample (``sampler.py``) and does not own the KV cache (``attention.py``).
 """
@@ -8,35 +10,44 @@ Does not sample (``sampler.py``) and does not own the KV cache (``attention.py``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.nn import functional
 
-from enginehouse_engine.config import ConfigError
 from enginehouse_engine.model.attention import PagedAttention, StepGeometry
 from enginehouse_engine.model.linear import Linear
-from enginehouse_engine.model.model_config import ModelConfig, Rope
+from enginehouse_engine.model.model_config import Rope
+from enginehouse_engine.model.parallel import SOLO, Parallel
+from enginehouse_engine.model.position import share_of
+from enginehouse_engine.model.share_reader import ShareReader
+from enginehouse_engine.model.vocabulary import read_ends
 from enginehouse_engine.model.weights import WeightSource
 
 
 class Decoder:
-    """A loaded model on one device."""
+    """One position's share of a loaded model, on one device."""
 
-    def __init__(self, source: WeightSource, *, dtype: torch.dtype, device: torch.device, threads: int) -> None:
-        """Load all weights, ``threads`` layers at a time. Raises ConfigError when one is missing or has another shape."""
-        self.config = source.config
-        reader = _Reader(source, dtype, device)
+    def __init__(
+        self, source: WeightSource, *, dtype: torch.dtype, device: torch.device, threads: int, parallel: Parallel = SOLO
+    ) -> None:
+        """Load the share's weights, ``threads`` layers at a time.
+
+        Raises ConfigError when a weight is missing or has another shape, or the model cannot be split so.
+        """
+        share = share_of(source.config, parallel.position)
+        self.config = share.model
+        self._parallel = parallel
+        self._dtype = dtype
+        self._device = device
+        reader = ShareReader(source, share, dtype, device)
         with ThreadPoolExecutor(threads) as pool:
             # The largest tensors first, so that no thread is left with them alone at the end.
-            embedding = pool.submit(_read_embedding, reader)
-            layers = list(pool.map(lambda index: _Layer(reader, index), range(self.config.layers)))
-            self._embedding, self._head = embedding.result()
-        self._layers = layers
+            ends = pool.submit(read_ends, reader, parallel)
+            self._layers = list(pool.map(lambda index: _Layer(reader, index, parallel), share.layers))
+            self._embedding, self._head = ends.result()
         self._norm = reader.vector("model.norm.weight", self.config.hidden_size)
         self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(device)
-        self._dtype = dtype
 
     def forward(
         self,
@@ -45,36 +56,62 @@ class Decoder:
         attention: PagedAttention,
         *,
         depth: int | None = None,
-    ) -> torch.Tensor:
-        """Hidden states (T, hidden size) of the tokens (T,); ``depth`` = only so many layers."""
+    ) -> torch.Tensor | None:
+        """Hidden states (T, hidden size) of the tokens (T,), in the last stage; None in the others.
+
+        ``depth`` = only so many layers of each stage.
+        """
         angles = geometry.positions.to(torch.float32)[:, None] * self._frequencies
         cosines, sines = angles.cos().to(self._dtype)[:, None], angles.sin().to(self._dtype)[:, None]
-        hidden = functional.embedding(tokens, self._embedding)
+        if self._embedding is not None:
+            hidden = self._embedding(tokens)
+        else:
+            shape = (len(tokens), self.config.hidden_size)
+            hidden = self._parallel.receive(torch.empty(shape, dtype=self._dtype, device=self._device))
         for index, layer in enumerate(self._layers[:depth]):
             hidden = layer(index, hidden, cosines, sines, geometry, attention)
+        if self._head is None:
+            self._parallel.send(hidden)
+            return None
         return hidden
 
-    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Float32 logits (N, vocabulary) of the ``rows`` (N,) of :meth:`forward`'s hidden states."""
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+        """Float32 logits (N, vocabulary) of ``rows`` (N,) of what :meth:`forward` returned, for the position that chooses.
+
+        Only in the last stage, all of whose positions take part; None in those that do not choose.
+        """
+        assert self._head is not None
         normed = functional.rms_norm(hidden[rows], (self.config.hidden_size,), self._norm, self.config.norm_epsilon)
-        return self._head(normed).to(torch.float32)
+        return self._head(normed)
 
 
 class _Layer:
-    def __init__(self, reader: _Reader, index: int) -> None:
-        config = reader.config
+    def __init__(self, reader: ShareReader, index: int, parallel: Parallel) -> None:
+        whole, share, config = reader.whole, reader.share, reader.share.model
         name = f"model.layers.{index}."
-        queries, keys_values = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        hidden, wide = config.hidden_size, config.intermediate_size
+        queries, keys_values = (_dimensions(heads, config.head_dim) for heads in (share.heads, share.kv_heads))
+        all_queries, all_keys_values = whole.heads * whole.head_dim, whole.kv_heads * whole.head_dim
+        hidden, wide = whole.hidden_size, whole.intermediate_size
         self._config = config
+        self._parallel = parallel
+        # What is added once to a sum over positions, the first position adds.
+        self._leads = parallel.position.tensor_index == 0
         self._input_norm = reader.vector(name + "input_layernorm.weight", hidden)
         self._middle_norm = reader.vector(name + "post_attention_layernorm.weight", hidden)
         attention, mlp = name + "self_attn.", name + "mlp."
-        projections = [(attention + "q_proj", queries), (attention + "k_proj", keys_values), (attention + "v_proj", keys_values)]
-        self._qkv = reader.linear(projections, hidden)
-        self._output = reader.linear([(attention + "o_proj", hidden)], queries)
-        self._gate_up = reader.linear([(mlp + "gate_proj", wide), (mlp + "up_proj", wide)], hidden)
-        self._down = reader.linear([(mlp + "down_proj", hidden)], wide)
+        self._qkv = reader.by_rows(
+            [
+                (attention + "q_proj", all_queries, queries),
+                (attention + "k_proj", all_keys_values, keys_values),
+                (attention + "v_proj", all_keys_values, keys_values),
+            ],
+            hidden,
+        )
+        self._output = reader.by_columns(attention + "o_proj", hidden, all_queries, queries, with_bias=self._leads)
+        self._gate_up = reader.by_rows(
+            [(mlp + "gate_proj", wide, share.intermediate), (mlp + "up_proj", wide, share.intermediate)], hidden
+        )
+        self._down = reader.by_columns(mlp + "down_proj", hidden, wide, share.intermediate, with_bias=self._leads)
         if config.normalizes_heads:
             self._query_norm = reader.vector(attention + "q_norm.weight", config.head_dim)
             self._key_norm = reader.vector(attention + "k_norm.weight", config.head_dim)
@@ -100,50 +137,18 @@ class _Layer:
         keys_values = heads[:, config.heads :].flatten(1)
         attention.write(index, keys_values, geometry)
         seen = attention.attend(index, heads[:, : config.heads], keys_values, geometry)
-        hidden = self._output.plus(seen, hidden)
+        hidden = self._add(self._output, seen, hidden)
         normed = functional.rms_norm(hidden, (config.hidden_size,), self._middle_norm, config.norm_epsilon)
         gate, up = self._gate_up(normed).chunk(2, dim=1)
-        return self._down.plus(functional.silu(gate).mul_(up), hidden)
+        return self._add(self._down, functional.silu(gate).mul_(up), hidden)
+
+    def _add(self, linear: Linear, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """``hidden`` and the product, whose summands are spread over the stage's positions."""
+        return self._parallel.all_reduce(linear.plus(x, hidden) if self._leads else linear(x))
 
 
-class _Reader:
-    """Reads weights in the type and on the device they will have, and checks their shapes."""
-
-    def __init__(self, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
-        self.config: ModelConfig = source.config
-        self._source = source
-        self._dtype = dtype
-        self._device = device
-
-    def vector(self, name: str, size: int) -> torch.Tensor:
-        return self._read(name, (size,)).to(self._device)
-
-    def matrix(self, name: str, rows: int, columns: int) -> torch.Tensor:
-        return self._read(name, (rows, columns)).to(self._device)
-
-    def linear(self, parts: Sequence[tuple[str, int]], columns: int) -> Linear:
-        """One product for several weights with the same input, given with their rows."""
-        weight = torch.cat([self._read(f"{name}.weight", (rows, columns)) for name, rows in parts])
-        bias = None
-        if any(self._source.has(f"{name}.bias") for name, _ in parts):
-            bias = torch.cat([self._read(f"{name}.bias", (rows,)) for name, rows in parts]).to(self._device)
-        return Linear(weight.to(self._device), bias)
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        tensor = self._source.read(name)
-        if tensor.shape != shape:
-            raise ConfigError(f"tensor {name} has the shape {tuple(tensor.shape)}, the model's configuration says {shape}")
-        if not tensor.is_floating_point():
-            raise ConfigError(f"tensor {name} holds {tensor.dtype}: quantized weights are read from GGUF files only")
-        return tensor.to(self._dtype)
-
-
-def _read_embedding(reader: _Reader) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    config = reader.config
-    embedding = reader.matrix("model.embed_tokens.weight", config.vocabulary_size, config.hidden_size)
-    if config.tied_embeddings:
-        return embedding, Linear(embedding)
-    return embedding, reader.linear([("lm_head", config.vocabulary_size)], config.hidden_size)
+def _dimensions(heads: range, head_dim: int) -> range:
+    return range(heads.start * head_dim, heads.stop * head_dim)
 
 
 def _rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:

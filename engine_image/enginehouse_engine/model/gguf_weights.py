@@ -92,34 +92,46 @@ class GgufWeights:
     def has(self, name: str) -> bool:
         return _gguf_name(name) in self._tensors
 
-    def read(self, name: str) -> torch.Tensor:
-        stored = _gguf_name(name)
-        if stored not in self._tensors:
-            raise ConfigError(f"tensor {stored} is not in {self._path}: the file does not hold the model its metadata describes")
-        array = self._dequantize(stored)
-        if self.config.architecture == "llama":
-            if ".attn_q." in stored:
-                array = _undo_interleaving(array, self.config.heads)
-            elif ".attn_k." in stored:
-                array = _undo_interleaving(array, self.config.kv_heads)
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[self._stored(name)].shape
+
+    def read(self, name: str, *, rows: range | None = None, columns: range | None = None) -> torch.Tensor:
+        stored = self._stored(name)
+        array = self._dequantize(stored, rows, columns)
+        if self.config.architecture == "llama" and (".attn_q." in stored or ".attn_k." in stored):
+            array = _undo_interleaving(array, self.config.head_dim)
         # A float32 tensor is a view of the read-only mapping, which torch must not see.
         return torch.from_numpy(array if array.flags.writeable else array.copy())
 
-    def _dequantize(self, stored: str) -> NDArray[Any]:
+    def _stored(self, name: str) -> str:
+        stored = _gguf_name(name)
+        if stored not in self._tensors:
+            raise ConfigError(f"tensor {stored} is not in {self._path}: the file does not hold the model its metadata describes")
+        return stored
+
+    def _dequantize(self, stored: str, rows: range | None = None, columns: range | None = None) -> NDArray[Any]:
         tensor = self._tensors[stored]
-        raw = self._data[tensor.start : tensor.end]
-        match tensor.kind:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
+        raw = self._data[tensor.start : tensor.end].reshape(*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
+        if rows is not None:
+            raw = raw[rows.start : rows.stop]
+        if columns is None:
+            return self._elements(stored, raw)
+        # Only whole blocks can be dequantized.
+        first, last = columns.start // block, -(-columns.stop // block)
+        array = self._elements(stored, np.ascontiguousarray(raw[..., first * block_bytes : last * block_bytes]))
+        return array[..., columns.start - first * block : columns.stop - first * block]
+
+    def _elements(self, stored: str, raw: NDArray[np.uint8]) -> NDArray[Any]:
+        match kind := self._tensors[stored].kind:
             case gguf.GGMLQuantizationType.F32:
-                return raw.view(np.float32).reshape(tensor.shape)
+                return raw.view(np.float32)
             case gguf.GGMLQuantizationType.F16:
-                return raw.view(np.float16).reshape(tensor.shape)
-        rows = math.prod(tensor.shape[:-1])
+                return raw.view(np.float16)
         try:
-            return gguf.dequantize(raw.reshape(rows, -1), tensor.kind).reshape(tensor.shape)
+            return gguf.dequantize(raw, kind)
         except NotImplementedError as error:
-            raise ConfigError(
-                f"tensor {stored} of {self._path} has type {tensor.kind.name}, which cannot be dequantized"
-            ) from error
+            raise ConfigError(f"tensor {stored} of {self._path} has type {kind.name}, which cannot be dequantized") from error
 
 
 def _gguf_name(name: str) -> str:
@@ -130,12 +142,9 @@ def _gguf_name(name: str) -> str:
     return f"blk.{layer}.{_IN_LAYER[module]}.{suffix}"
 
 
-def _undo_interleaving(array: NDArray[Any], heads: int) -> NDArray[Any]:
+def _undo_interleaving(array: NDArray[Any], head_dim: int) -> NDArray[Any]:
     """llama.cpp pairs neighbouring dimensions of a head for rotation; Hugging Face pairs the two halves."""
-    rows, rest = divmod(array.shape[0], heads)
-    if rest or rows % 2:
-        raise ConfigError(f"{array.shape[0]} rows of queries or keys are no {heads} heads of pairs: download the model again")
-    return array.reshape(heads, rows // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return array.reshape(-1, head_dim // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
 def _alignment(fields: CheckedFields) -> int:

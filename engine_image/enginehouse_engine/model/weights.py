@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,8 +36,16 @@ class WeightSource(Protocol):
 
     def has(self, name: str) -> bool: ...
 
-    def read(self, name: str) -> torch.Tensor:
-        """A floating-point tensor on the CPU, in whatever type it is stored. Raises ConfigError when there is none."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor. Raises ConfigError when there is none."""
+        ...
+
+    def read(self, name: str, *, rows: range | None = None, columns: range | None = None) -> torch.Tensor:
+        """A tensor, or so many of its rows or columns, on the CPU in the type it is stored in.
+
+        What is not asked for is not converted, and not read where it is not in between. Rows of queries and keys begin and end
+        with a head. Raises ConfigError when there is no such tensor.
+        """
         ...
 
 
@@ -67,13 +75,23 @@ class FolderWeights:
     def has(self, name: str) -> bool:
         return name in self._file_of
 
-    def read(self, name: str) -> torch.Tensor:
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def read(self, name: str, *, rows: range | None = None, columns: range | None = None) -> torch.Tensor:
+        stored = self._slice(name)
+        part: list[slice] = [slice(None) if rows is None else slice(rows.start, rows.stop)]
+        if columns is not None:
+            part.append(slice(columns.start, columns.stop))
+        tensor: torch.Tensor = stored[tuple(part)]
+        return tensor
+
+    def _slice(self, name: str) -> Any:
         if name not in self._file_of:
             raise ConfigError(
                 f"tensor {name} is not in {self._folder}: the folder does not hold the model its config.json describes"
             )
-        tensor: torch.Tensor = self._open[self._file_of[name]].get_tensor(name)  # type: ignore[no-untyped-call]
-        return tensor
+        return self._open[self._file_of[name]].get_slice(name)
 
     def _read_index(self) -> dict[str, str]:
         index = self._folder / _INDEX
@@ -98,4 +116,4 @@ class FolderWeights:
             self._open[file] = safe_open(path, framework="pt")
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path} cannot be read as safetensors: {error}: download the model again") from error
-        return list(self._open[file].keys())  # type: ignore[no-untyped-call]
+        return list(self._open[file].keys())

@@ -74,14 +74,14 @@ class ScriptedKubelet:
             return
         if fate == "report":
             if pod["status"].get("phase") == "Running":
-                self._row(pod, "Serving")
+                self.tell(pod)
                 self._done[uid] = fate
             return
         if not pod["spec"].get("nodeName") and uid not in self._done:
             binding = {"metadata": {"name": name}, "target": {"kind": "Node", "name": self._node}}
             self._core.create_namespaced_binding(self._namespace, binding, _preload_content=False, _request_timeout=10)
         if fate == "serve":
-            self._row(pod, "Serving")
+            self.tell(pod)
             self._status(name, phase="Running", podIP="10.0.0.1", conditions=[{"type": "Ready", "status": "True"}])
         elif fate == "die":
             self._end(name, exit_code=137, words=words("Signal", "killed", signal=9))
@@ -89,11 +89,22 @@ class ScriptedKubelet:
             self._end(name, exit_code=78, words=words("ContextTooSmall", "only 100 tokens fit, 2048 are asked for"))
         self._done[uid] = fate
 
-    def _row(self, pod: Pod, state: str) -> None:
+    def tell(self, pod: Pod, *, lengths: dict[int, int] | None = None, **changes: Any) -> None:
+        """Write the pod's row, as its monitor would. ``changes`` are rank states by ``rank_1="Dead"``, and ``failures``."""
         metadata = pod["metadata"]
         owner = metadata["ownerReferences"][0]
-        rank = {"rank": 0, "incarnation": 1, "state": state, "maxContextLength": self.context_length, "kvBlocks": 512}
-        row = {"name": metadata["name"], "uid": metadata["uid"], "state": state, "address": "10.0.0.1", "ranks": [rank]}
+        ranks = [
+            {
+                "rank": rank,
+                "incarnation": 2 if changes.get(f"rank_{rank}") == "Restarting" else 1,
+                "state": changes.get(f"rank_{rank}", "Serving"),
+                "maxContextLength": (lengths or {}).get(rank, self.context_length),
+                "kvBlocks": 512,
+            }
+            for rank in ranks_of(pod)
+        ]
+        row = {"name": metadata["name"], "uid": metadata["uid"], "state": "Serving", "address": "10.0.0.1", "ranks": ranks}
+        row["failures"] = changes.get("failures", [])
         body = {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": owner["kind"],
@@ -105,12 +116,16 @@ class ScriptedKubelet:
             *self._api.param_serialize(
                 "PATCH",
                 path,
-                query_params=[("fieldManager", metadata["name"])],
+                query_params=[("fieldManager", metadata["name"]), ("force", "true")],
                 header_params={"Content-Type": "application/apply-patch+yaml", "Accept": "application/json"},
                 body=body,
                 auth_settings=["BearerToken"],
             )
         )
+
+    def delete(self, pod: Pod) -> None:
+        """As somebody with kubectl would."""
+        self._core.delete_namespaced_pod(pod["metadata"]["name"], self._namespace, _request_timeout=10)
 
     def _end(self, name: str, *, exit_code: int, words: dict[str, Any]) -> None:
         ended = {"exitCode": exit_code, "reason": "Error", "message": json.dumps(words), "finishedAt": "2026-01-01T00:00:00Z"}
@@ -126,6 +141,16 @@ class ScriptedKubelet:
 
     def _status(self, name: str, **status: Any) -> None:
         self._core.patch_namespaced_pod_status(name, self._namespace, {"status": status}, _request_timeout=10)
+
+
+def ranks_of(pod: Pod) -> list[int]:
+    """All for the leader, which has the engine cores; for a worker those of its workers."""
+    flags = dict(argument.split("=", 1) for argument in pod["spec"]["containers"][0]["args"])
+    member, held = int(flags.get("--member", 0)), int(flags.get("--workers-per-member", 0))
+    if member == 0:
+        return list(range(int(flags["--data-parallel"])))
+    of_rank = int(flags["--tensor-parallel"]) * int(flags["--pipeline-parallel"])
+    return sorted({worker // of_rank for worker in range(member * held, (member + 1) * held)})
 
 
 def words(class_: str, message: str, *, signal: int | None = None) -> dict[str, Any]:

@@ -34,12 +34,18 @@ def is_settled(stage: Stage, replicas: int) -> Callable[[], bool]:
             status.get("observedGeneration") == engine["metadata"]["generation"]
             and [found["status"] for found in ready] == ["True"]
             and status["readyReplicas"] == status["replicas"] == replicas
-            and len(stage.pods()) == replicas
+            and len(stage.pods()) == replicas * members(engine)
             and ended_in_order(stage)
             and not stage.garbage()
         )
 
     return settled
+
+
+def members(engine: dict[str, Any]) -> int:
+    shape = engine["spec"]["parallelism"]
+    workers = shape["data"] * shape["tensor"] * shape["pipeline"]
+    return int(workers // shape.get("workersPerMember", workers))
 
 
 def ended_in_order(stage: Stage) -> bool:
@@ -66,6 +72,7 @@ Change = tuple[dict[str, Any] | None, int | None]
 
 CHANGES: dict[str, tuple[int, Change]] = {
     "apply": (-1, ({"replicas": REPLICAS}, REPLICAS)),
+    "apply, with members": (-1, ({"executor": "Simulated", "parallelism": {"data": 3, "workersPerMember": 1}}, 1)),
     "scale up": (1, ({"replicas": REPLICAS}, REPLICAS)),
     "scale down": (REPLICAS, ({"replicas": 1}, 1)),
     "rollout": (REPLICAS, ({"context": {"maxLength": 4096}}, REPLICAS)),

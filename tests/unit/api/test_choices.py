@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from enginehouse_engine.api.choices import Choice
 from enginehouse_engine.api.endpoints import ChatCompletions, Completions
+from enginehouse_engine.api.errors import ApiError
 from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, Message
-from enginehouse_engine.api.service import LONG_TEXT_CHARACTERS, ModelText, Service
+from enginehouse_engine.api.service import LONG_BODY_BYTES, ModelText, Service
 from enginehouse_engine.protocol import RequestOutput, TokenLogprobs
 from enginehouse_engine.text.chat_template import ChatTemplate
 from enginehouse_engine.text.tokenizer import byte_tokenizer
@@ -57,30 +58,49 @@ def test_text_and_log_probabilities_belong_together(text: str, stops: list[str],
 
 
 class _Recording:
-    """A tokenizer that notes in which thread it works."""
+    """A tokenizer that notes what it works on, and in which thread."""
 
-    def __init__(self) -> None:
+    longest_token = 100
+
+    def __init__(self, characters_of_a_token: int = 1) -> None:
+        self._characters_of_a_token = characters_of_a_token
         self.threads: list[str] = []
+        self.characters: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(TOKENIZER, name)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         self.threads.append(threading.current_thread().name)
-        return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+        self.characters.append(len(text))
+        return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)[:: self._characters_of_a_token]
 
 
-@pytest.mark.parametrize("characters", [10, LONG_TEXT_CHARACTERS])
+@pytest.mark.parametrize("characters", [10, LONG_BODY_BYTES])
 def test_a_long_text_is_tokenized_beside_the_event_loop(characters: int) -> None:
     tokenizer: Any = _Recording()
     service = Service(model_name="m", front_end=None, metrics=None)
     text = ModelText(tokenizer, ChatTemplate("{{ messages[0].content }}", special_tokens={}))
 
     async def plan() -> None:
-        await Completions(service).plan(CompletionRequest(model="m", prompt="x" * characters), text, limit=1 << 20)
+        await Completions(service).plan(
+            CompletionRequest(model="m", prompt="x" * characters), text, limit=1 << 20, body_bytes=characters
+        )
         chat = ChatRequest(model="m", messages=[Message("user", "x" * characters)])
-        await ChatCompletions(service).plan(chat, text, limit=1 << 20)
+        await ChatCompletions(service).plan(chat, text, limit=1 << 20, body_bytes=characters)
 
     asyncio.run(plan())
     own = threading.current_thread().name
-    assert [name == own for name in tokenizer.threads] == [characters < LONG_TEXT_CHARACTERS] * 2
+    assert [name == own for name in tokenizer.threads] == [characters < LONG_BODY_BYTES] * 2
+
+
+@pytest.mark.parametrize(("characters_of_a_token", "read"), [(4, [160]), (8, [160, 900])])
+def test_of_a_text_that_is_far_too_long_only_the_beginning_is_tokenized(characters_of_a_token: int, read: list[int]) -> None:
+    limit = 10
+    tokenizer: Any = _Recording(characters_of_a_token)
+    service: Any = Service(model_name="m", front_end=None, metrics=None)
+    request = CompletionRequest(model="m", prompt="x" * 900)
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(Completions(service).plan(request, ModelText(tokenizer, None), limit=limit, body_bytes=100))
+    assert refused.value.detail.code == "context_length_exceeded"
+    assert tokenizer.characters == read

@@ -126,10 +126,10 @@ def test_prompts_of_no_known_form_are_refused(prompt: Any) -> None:
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(characters: int, accepted: bool) -> None:
     """Tokenizing takes 80 bytes of memory for each character: a long enough body would end the API server."""
     if accepted:
-        assert translate.fitting("x" * characters, longest_token=10, limit=LIMIT, param="prompt") == "x" * characters
+        translate.check_characters("x" * characters, longest_token=10, limit=LIMIT, param="prompt")
         return
     with pytest.raises(ApiError, match="at least 100 tokens") as refused:
-        translate.fitting("x" * characters, longest_token=10, limit=LIMIT, param="prompt")
+        translate.check_characters("x" * characters, longest_token=10, limit=LIMIT, param="prompt")
     assert (refused.value.status, refused.value.detail.code) == (400, "context_length_exceeded")
 
 

@@ -54,10 +54,11 @@ SMALL_MODELS: dict[str, Any] = {
 }
 
 
-def save_small_model(kind: str, folder: Path, *, shard_size: str = "5GB") -> Path:
-    """A random model of fixed seed as a Hugging Face folder."""
+def save_small_model(kind: str, folder: Path, *, shard_size: str = "5GB", **changes: int) -> Path:
+    """A random model of fixed seed as a Hugging Face folder; ``changes`` to its shape."""
     torch.manual_seed(20)
     config = SMALL_MODELS[kind]()
+    config.update(changes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

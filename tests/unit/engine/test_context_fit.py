@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,3 +116,18 @@ def test_exactly_the_limit_completes_on_a_busy_rank_and_one_token_more_is_refuse
             produced[output.request_id] = produced.get(output.request_id, 0) + len(output.tokens)
     assert produced["exact"] == limit - prompt
     assert len(produced) == others + 1
+
+
+def test_a_rank_that_pretends_to_weigh_more_fits_less() -> None:
+    config = EngineConfig(
+        replica_uid="r",
+        model_path="",
+        model_uri="",
+        served_model_name="s",
+        executor="Simulated",
+        memory_budget_bytes=64 << 20,
+        simulated_weight_bytes={1: 48 << 20},
+    )
+    config = msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig)
+    left = [SimulatedExecutor(config, rank=rank).determine_available_memory()[0].available_bytes >> 20 for rank in (0, 1)]
+    assert left == [32, 16]

@@ -119,7 +119,7 @@ def gguf_word(after: str, offset: int, word: int, width: str = "<I") -> Callable
         (gguf_word("token_embd.weight", 20, 250), "'token_embd.weight' is quantized by method 250, which is not known"),
         (gguf_word("token_embd.weight", 20, 27), "has type I64, which cannot be dequantized|of a file of"),
         (gguf_word("token_embd.weight", 24, 1 << 63, "<Q"), "of a file of"),
-        (gguf_word("blk.1.attn_q.weight", 12, 61, "<Q"), "61 rows of queries or keys are no 4 heads"),
+        (gguf_word("blk.1.attn_q.weight", 12, 61, "<Q"), r"q_proj.weight has the shape \(61, 64\)"),
     ],
 )
 def test_what_is_wrong_in_a_gguf_file_is_said(

@@ -1,4 +1,7 @@
-"""The real launcher with stand-in processes: ``run_launcher.py '{"api-server 0": "bound,ready=0", ...}' FLAGS...``"""
+"""The real launcher with stand-in processes: ``run_launcher.py '{"api-server 0": "bound,ready=0", ...}' FLAGS...``
+
+A worker's key is ``worker RANK.INDEX``; ``KEY again`` is how a later incarnation behaves, if not like the first.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from enginehouse_engine import flags
 from enginehouse_engine.launcher.command_lines import RunFiles
 from enginehouse_engine.launcher.launch import launch
-from enginehouse_engine.launcher.process import Process
+from enginehouse_engine.launcher.process import WORKER, Process
 
 
 def main() -> int:
@@ -19,8 +22,19 @@ def main() -> int:
 
     def command_line(process: Process, files: RunFiles) -> list[str]:
         key = f"{process.role} {process.index if process.rank is None else process.rank}"
+        if process.role == WORKER:
+            key = f"{key}.{process.index}"
+        if process.incarnation > 1:
+            key = f"{key} again" if f"{key} again" in behaviours else key
         stand_in = str(Path(__file__).with_name("stand_in.py"))
-        own = [str(files.launcher_socket), process.role, str(process.rank), str(process.index), behaviours[key]]
+        own = [
+            str(files.launcher_socket),
+            process.role,
+            str(process.rank),
+            str(process.index),
+            str(process.incarnation),
+            behaviours[key],
+        ]
         return [sys.executable, stand_in, *own]
 
     return launch(flags.parse(sys.argv[2:]), command_line=command_line)

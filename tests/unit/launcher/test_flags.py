@@ -38,8 +38,13 @@ def test_absent_flags_mean_what_the_contract_says() -> None:
         api_key_file=None,
         monitor_socket=None,
         replica_uid="",
+        members=1,
+        member=0,
+        workers_per_member=None,
+        leader="",
         dtype="auto",
         model_cache_dir=None,
+        simulated_weights=(),
     )
 
 
@@ -67,6 +72,12 @@ def test_a_simulated_engine_needs_no_model() -> None:
     assert parse(["--executor", "Simulated"]).served_model_name == "simulated"
 
 
+def test_what_ranks_pretend_to_weigh_may_be_said_for_each() -> None:
+    argv = ["--executor", "Simulated", "--data-parallel", "3", "--simulated-weights", "1=5", "--simulated-weights=2=0"]
+    assert parse(argv).simulated_weights == ((1, 5), (2, 0))
+    assert parse(["--executor", "Simulated"]).simulated_weights == ()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -81,6 +92,9 @@ def test_a_simulated_engine_needs_no_model() -> None:
         (["--model", "m", "--startup-timeout-seconds", "3000000"], "3000000 is no number of seconds from 0 to 86400"),
         (["--model", "broken-\udcff"], "is no UTF-8 text"),
         (["--model", "m", "--max-context-length", "10", "--min-context-length", "20"], "is below --min-context-length 20"),
+        (["--model", "m", "--simulated-weights", "0=1"], "is for --executor Simulated, not"),
+        (["--executor", "Simulated", "--simulated-weights", "1=9"], "names rank 1, but --data-parallel 1 has ranks 0 to 0"),
+        (["--executor", "Simulated", "--simulated-weights", "0"], "'0' is not RANK=BYTES"),
         (["--model", "m", "--api-server", "2"], "unrecognized arguments: --api-server"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -95,6 +109,7 @@ def test_wrong_flags_are_named(argv: list[str], said: str) -> None:
     [
         (["--model", "/no/such/model"], "ModelNotFound: /no/such/model"),
         (["--model", "ftp://x"], "ModelNotFound: ftp://x: unknown scheme"),
+        (["--executor", "Simulated", "--members", "2"], "InvalidConfig: a replica of 2 members was asked for"),
         (["--executor", "Simulated", "--memory-limit-bytes", "1000"], "InvalidConfig: 0 MiB at 90 % leave 0 MiB"),
         ([], "InvalidConfig: --model is missing"),
         (["--executor", "Simulated", "--host", "a" * 70], f"InvalidConfig: --host {'a' * 70} is no address of this machine"),

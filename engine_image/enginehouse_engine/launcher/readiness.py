@@ -1,0 +1,55 @@
+"""Who is ready, and who is waited for, by name. Pure.
+
+Invariant: a rank is ready when every API server that is ready knows its present incarnation, so that no request of any client finds
+only some of them. Does not decide what follows: ``lifecycle.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from enginehouse_engine.launcher import messages
+from enginehouse_engine.launcher.process import Process
+from enginehouse_engine.launcher.unit import Unit
+
+
+def is_ready(unit: Unit, units: Iterable[Unit]) -> bool:
+    """An API server that says so; a rank that all API servers that say so know."""
+    if unit.is_api_server:
+        return _answer(unit) is not None
+    answers = [answer for other in units if other.is_api_server and (answer := _answer(other)) is not None]
+    identity = (unit.processes[0].rank, unit.incarnation)
+    return bool(answers) and all(identity in {(fit.rank, fit.incarnation) for fit in answer.ranks} for answer in answers)
+
+
+def missing(units: Iterable[Unit]) -> list[Unit]:
+    """Who is not ready; while an API server is not, it may be waiting for any rank that it does not know."""
+    units = list(units)
+    return [unit for unit in units if not is_ready(unit, units)]
+
+
+def max_context_length(units: Iterable[Unit]) -> int:
+    """What every API server accepts (tokens). One of them must be ready."""
+    return min(answer.max_context_length for unit in units if unit.is_api_server and (answer := _answer(unit)) is not None)
+
+
+def awaited(units: Iterable[Unit]) -> list[str]:
+    """Their processes, and how far each has come."""
+    return [f"{process} ({_progress(unit, process)})" for unit in units for process in unit.processes]
+
+
+def _answer(server: Unit) -> messages.Ready | None:
+    return None if server.over else next((seen.ready for seen in server.seen.values() if seen.ready), None)
+
+
+def _progress(unit: Unit, process: Process) -> str:
+    seen = unit.seen.get(process)
+    if seen is None:
+        return "not started"
+    if seen.exited:
+        return f"pid {seen.pid}, gone"
+    if seen.killed:
+        return f"pid {seen.pid}, killed and not gone"
+    if not seen.registered:
+        return f"pid {seen.pid}, not registered"
+    return f"pid {seen.pid}, stage {seen.stage or 'registered'}"
