@@ -19,7 +19,15 @@ from enginehouse_engine.core.prompt_scores import PromptScores
 from enginehouse_engine.core.scheduler import Scheduled, Scheduler
 from enginehouse_engine.core.sequence import Sequence
 from enginehouse_engine.executor.contract import Executor, ScoringOutput, StepOutput, WorkerProfile
-from enginehouse_engine.protocol import ProtocolError, RequestOutput, StepStats, Submit, TokenLogprobs, unpack_tokens
+from enginehouse_engine.protocol import (
+    PromptLogprobs,
+    ProtocolError,
+    RequestOutput,
+    StepStats,
+    Submit,
+    TokenLogprobs,
+    unpack_tokens,
+)
 
 
 class EngineCore:
@@ -215,8 +223,16 @@ def _collect(parts: list[Scheduled], scoring: ScoringOutput) -> None:
     begin = 0
     for part in parts:
         if (scores := part.sequence.prompt_scores) is not None and (due := due_positions(part)):
-            scores.add(scoring, slice(begin, begin + len(due)))
+            rows = slice(begin, begin + len(due))
             begin += len(due)
+            top_tokens = scoring.top_tokens[rows, : scores.alternatives]
+            part_scores = PromptLogprobs(
+                logprobs=scoring.logprobs[rows].astype("<f4").tobytes(),
+                alternatives=top_tokens.shape[1],
+                top_tokens=top_tokens.astype("<i4").tobytes(),
+                top_logprobs=scoring.top_logprobs[rows, : scores.alternatives].astype("<f4").tobytes(),
+            )
+            scores.add(part_scores)
 
 
 def _token_logprobs(sequence: Sequence, token: int, output: StepOutput, row: int) -> tuple[TokenLogprobs, ...]:

@@ -6,11 +6,7 @@ not scored again, though it is computed again. Does not compute anything (``mode
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from enginehouse_engine.executor.contract import ScoringOutput
-from enginehouse_engine.protocol import PromptLogprobs
+from enginehouse_engine.protocol import TOKEN_BYTES, PromptLogprobs
 
 
 class PromptScores:
@@ -20,7 +16,7 @@ class PromptScores:
         self.alternatives = alternatives
         self._wanted = length - 1
         self._scored = 0
-        self._parts: list[ScoringOutput] = []
+        self._parts: list[PromptLogprobs] = []
 
     def reusable(self, known: int) -> int:
         """How many of ``known`` computed tokens need not be computed again: those whose scores are there."""
@@ -30,33 +26,19 @@ class PromptScores:
         """Which of the positions that a step computes it has to score."""
         return range(max(start, self._scored), min(start + count, self._wanted))
 
-    def add(self, step: ScoringOutput, rows: slice) -> None:
-        """The scores of the positions that were due: ``rows`` of what the step said."""
-        tops = slice(None, self.alternatives)
-        # Copies: a part must not keep what the step says about others.
-        part = ScoringOutput(
-            logprobs=step.logprobs[rows].copy(),
-            top_tokens=step.top_tokens[rows, tops].copy(),
-            top_logprobs=step.top_logprobs[rows, tops].copy(),
-        )
+    def add(self, part: PromptLogprobs) -> None:
+        """The scores of the positions that were due in a step."""
         self._parts.append(part)
-        self._scored += len(part.logprobs)
+        self._scored += len(part.logprobs) // TOKEN_BYTES
 
     def message(self) -> PromptLogprobs:
         """All of them, once the prompt is computed."""
         if self._scored != self._wanted:
             raise RuntimeError(f"{self._wanted} positions of a prompt were to be scored, {self._scored} were")
-        if not self._parts:
-            return PromptLogprobs(b"")
-        top_tokens = [part.top_tokens for part in self._parts]
         return PromptLogprobs(
-            logprobs=_packed([part.logprobs for part in self._parts], "<f4"),
-            # A small vocabulary has fewer.
-            alternatives=top_tokens[0].shape[1],
-            top_tokens=_packed(top_tokens, "<i4"),
-            top_logprobs=_packed([part.top_logprobs for part in self._parts], "<f4"),
+            logprobs=b"".join(part.logprobs for part in self._parts),
+            # A small vocabulary has fewer than were asked for.
+            alternatives=max((part.alternatives for part in self._parts), default=0),
+            top_tokens=b"".join(part.top_tokens for part in self._parts),
+            top_logprobs=b"".join(part.top_logprobs for part in self._parts),
         )
-
-
-def _packed(parts: list[NDArray[np.int32]] | list[NDArray[np.float32]], dtype: str) -> bytes:
-    return np.concatenate(parts).astype(dtype, copy=False).tobytes()
