@@ -107,9 +107,6 @@ class SimulatedExecutor(Executor):
             top_logprobs=falling,
         )
 
-    def on_failure(self, callback: Callable[[ExecutorFailure], None]) -> None:
-        """Never called: there is no worker that could fail outside a call."""
-
     def check_health(self) -> None:
         """Always healthy."""
 
