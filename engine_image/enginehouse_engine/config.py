@@ -15,6 +15,9 @@ import msgspec
 class ConfigError(Exception):
     """The configuration cannot work, however often it is tried: what was wanted, what was found, what to do. Exit code 78."""
 
+    failure_class = "InvalidConfig"
+    """Of the launcher's termination message."""
+
 
 class ParallelConfig(msgspec.Struct, frozen=True):
     """How many processes share the work of one replica."""

@@ -101,7 +101,7 @@ def run(
 
 
 def failure_of(error: Exception) -> Failure:
-    """An exception's class is its own word (``failure_class``) where it has one; its traceback is left out where only people can help."""
+    """Its class is the exception's own word (``failure_class``) where it has one. No traceback where only people can help."""
     # torch's own class is told by its name, to leave torch out of processes that do without it.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     kind = getattr(error, "failure_class", "OutOfMemory" if out_of_memory else "Exception")

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enginehouse_engine.config import ConfigError
 
-class ContextTooSmall(Exception):
-    """The memory holds less context than the smallest one that was asked for. Trying again cannot help: exit code 78."""
+
+class ContextTooSmall(ConfigError):
+    """The memory holds less context than the smallest one that was asked for."""
+
+    failure_class = "ContextTooSmall"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -17,6 +17,7 @@ import zmq
 from enginehouse_engine.config import EngineConfig
 from enginehouse_engine.core.engine_core import EngineCore
 from enginehouse_engine.core.front_ends import FrontEnds
+from enginehouse_engine.executor.contract import Executor
 from enginehouse_engine.protocol import PROTOCOL_VERSION, Abort, Hello, Outputs, Refused, RequestOutput, Submit, ToCore, Welcome
 from enginehouse_engine.registration import Registration, RegistrationError
 
@@ -36,7 +37,18 @@ class HandshakeRefused(Exception):
 class Loop:
     """Serves until the launcher says ``stop``."""
 
-    def __init__(self, registration: Registration, config: EngineConfig, core: EngineCore, *, rank: int, incarnation: int) -> None:
+    def __init__(
+        self,
+        registration: Registration,
+        config: EngineConfig,
+        core: EngineCore,
+        executor: Executor,
+        *,
+        rank: int,
+        incarnation: int,
+        held: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """``held``: what the launcher has said already."""
         hello = Hello(
             version=PROTOCOL_VERSION,
             replica_uid=config.replica_uid,
@@ -52,9 +64,14 @@ class Loop:
         self._registration = registration
         self._config = config
         self._core = core
+        self._executor = executor
+        self._held = held
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._poller.register(registration.fileno(), zmq.POLLIN)
+        workers = executor.fileno()
+        if workers is not None:
+            self._poller.register(workers, zmq.POLLIN)
         self._front_ends = FrontEnds(self._context, self._poller, hello)
         self._waiting_for = ["the launcher's list of front ends"]
         self._deadline = time.monotonic() + config.startup_timeout_seconds
@@ -65,9 +82,13 @@ class Loop:
         self._stopping = False
 
     def run(self) -> None:
-        """Raises HandshakeTimeout, HandshakeRefused, LauncherGone, ProtocolError and whatever a step raises."""
+        """Raises HandshakeTimeout, HandshakeRefused, LauncherGone, ProtocolError and whatever the executor raises."""
         try:
+            for held in self._held:
+                self._obey(held)
             while not self._stopping:
+                if not self._core.has_work:
+                    self._executor.attend()
                 self._poller.poll(self._patience_milliseconds())
                 while message := self._registration.receive():
                     self._obey(message)

@@ -11,62 +11,34 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
-import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from enginehouse_engine.registration import LauncherGone, Registration, RegistrationError, register
+from enginehouse_engine import engine_process
+from enginehouse_engine.engine_process import Stopped
+from enginehouse_engine.registration import Registration
+
+if TYPE_CHECKING:
+    from enginehouse_engine.config import EngineConfig
+    from enginehouse_engine.executor.rendezvous import Peer
 
 logger = logging.getLogger("enginehouse.core")
-
-EXIT_FAILED = 1
-EXIT_HOPELESS = 78
-"""Trying again cannot help."""
-
-_REGISTER_SECONDS = 30.0
 
 
 def main() -> int:
     """Run until told to stop; the exit code."""
-    arguments = _parse_arguments()
-    # Ctrl-C in a terminal reaches the whole process group; the launcher alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s core {arguments.rank}: %(message)s", stream=sys.stderr)
-    try:
-        registration = register(
-            arguments.launcher_socket,
-            role="engine-core",
-            rank=arguments.rank,
-            index=0,
-            incarnation=arguments.incarnation,
-            deadline_seconds=_REGISTER_SECONDS,
-        )
-    except RegistrationError as error:
-        logger.error("%s", error)
-        return EXIT_FAILED
-    try:
-        _serve(registration, Path(arguments.config), rank=arguments.rank, incarnation=arguments.incarnation)
-    except LauncherGone as error:
-        logger.error("%s", error)
-        return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - the top of this process: every cause is logged once and said to the launcher
-        return _report(registration, error)
-    registration.bye()
-    return 0
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="enginehouse_engine.core.process", description="The engine core of one rank.")
-    parser.add_argument("--launcher-socket", required=True)
-    parser.add_argument("--config", required=True)
+    parser = engine_process.parser("enginehouse_engine.core.process", "The engine core of one rank.")
     parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--incarnation", type=int, required=True)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    rank = arguments.rank
+    return engine_process.run(
+        lambda registration: _serve(registration, arguments), arguments, role="engine-core", rank=rank, index=0, name=f"core {rank}"
+    )
 
 
-def _serve(registration: Registration, config_path: Path, *, rank: int, incarnation: int) -> None:
+def _serve(registration: Registration, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     registration.stage("import")
     from enginehouse_engine import config as configuration
@@ -76,9 +48,11 @@ def _serve(registration: Registration, config_path: Path, *, rank: int, incarnat
     from enginehouse_engine.executor.factory import create_executor
 
     spin_briefly()
-    config = configuration.load(config_path)
+    rank, incarnation = arguments.rank, arguments.incarnation
+    config = configuration.load(Path(arguments.config))
     registration.stage("load")
-    executor = create_executor(config, rank=rank)
+    rendezvous = _Rendezvous(registration, config, rank=rank, incarnation=incarnation)
+    executor = create_executor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)
     try:
         registration.stage("profile")
         core = EngineCore(config, executor)
@@ -92,39 +66,37 @@ def _serve(registration: Registration, config_path: Path, *, rank: int, incarnat
             elapsed,
         )
         registration.stage("handshake")
-        Loop(registration, config, core, rank=rank, incarnation=incarnation).run()
+        Loop(registration, config, core, executor, rank=rank, incarnation=incarnation, held=rendezvous.held).run()
     finally:
         executor.shutdown()
 
 
-def _report(registration: Registration, error: Exception) -> int:
-    """Say why this process ends; its exit code."""
-    cause, exit_code = _classify(error)
-    message = str(error) if exit_code == EXIT_HOPELESS else "".join(traceback.format_exception(error))
-    logger.error("%s: %s", cause, message)
-    try:
-        registration.failed(cause, message)
-    except RegistrationError as gone:
-        logger.error("the launcher could not be told: %s", gone)
-    return exit_code
+class _Rendezvous:
+    """With the workers of this rank, through the launcher. ``held``: what else it said meanwhile."""
 
+    def __init__(self, registration: Registration, config: EngineConfig, *, rank: int, incarnation: int) -> None:
+        self._registration = registration
+        self._replica_uid = config.replica_uid
+        self._rank = rank
+        self._incarnation = incarnation
+        self.held: list[dict[str, Any]] = []
 
-def _classify(error: Exception) -> tuple[str, int]:
-    """Class of the launcher's termination message and exit code."""
-    from enginehouse_engine.config import ConfigError
-    from enginehouse_engine.core.context_fit import ContextTooSmall
-    from enginehouse_engine.core.loop import HandshakeTimeout
+    def publish(self, record: dict[str, Any]) -> None:
+        self._registration.send("published", record=record)
 
-    if isinstance(error, ContextTooSmall):
-        return "ContextTooSmall", EXIT_HOPELESS
-    if isinstance(error, ConfigError):
-        return getattr(error, "failure_class", "InvalidConfig"), EXIT_HOPELESS
-    if isinstance(error, HandshakeTimeout):
-        return "StartupTimeout", EXIT_FAILED
-    # torch's own class is told by its name, to leave torch out of processes that do without it.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "OutOfMemory", EXIT_FAILED
-    return "Exception", EXIT_FAILED
+    def peers(self, *, deadline_seconds: float) -> tuple[Peer, ...]:
+        from enginehouse_engine.executor.rendezvous import PeersMissing, peers_of
+
+        deadline = time.monotonic() + deadline_seconds
+        while (message := self._registration.receive(max(0.0, deadline - time.monotonic()))) is not None:
+            match message["type"]:
+                case "peers":
+                    return peers_of(message, replica_uid=self._replica_uid, rank=self._rank, incarnation=self._incarnation)
+                case "stop":
+                    raise Stopped
+                case _:
+                    self.held.append(message)
+        raise PeersMissing(self._rank, deadline_seconds)
 
 
 if __name__ == "__main__":

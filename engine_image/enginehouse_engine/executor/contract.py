@@ -8,7 +8,6 @@ Does not know what a request is, nor which kinds of executor there are (``factor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,11 @@ Float32s = NDArray[np.float32]
 
 
 class ExecutorFailure(Exception):
-    """A worker is gone or broken; the rank cannot go on. Carries the worker's text."""
+    """A worker is gone or broken; the rank cannot go on. Carries the worker's text, and ``failure_class``: its class."""
+
+    def __init__(self, message: str, *, failure_class: str = "Exception") -> None:
+        super().__init__(message)
+        self.failure_class = failure_class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +148,12 @@ class Executor(ABC):
     def execute_model(self, step: StepInput) -> StepOutput:
         """Compute one step."""
 
-    @abstractmethod
-    def on_failure(self, callback: Callable[[ExecutorFailure], None]) -> None:
-        """Call back, from any thread and at most once, when a worker fails outside a call."""
+    def fileno(self) -> int | None:
+        """For the engine core's poller, while it is idle: readable when :meth:`attend` has something to do. None = never."""
+        return None
+
+    def attend(self) -> None:  # noqa: B027 - most executors have no worker that could fail outside a call
+        """Notice what happened outside a call; never blocks. Before each sleep on :meth:`fileno`."""
 
     @abstractmethod
     def check_health(self) -> None:

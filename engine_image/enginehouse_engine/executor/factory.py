@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.executor.contract import Executor
+from enginehouse_engine.executor.rendezvous import Rendezvous
 
 
-def create_executor(config: EngineConfig, *, rank: int = 0) -> Executor:
-    """Load the model of one rank in the way ``config.executor`` asks for. Raises ConfigError when that way is not to be had."""
+def create_executor(config: EngineConfig, *, rank: int = 0, incarnation: int = 1, rendezvous: Rendezvous | None = None) -> Executor:
+    """Load the model of one rank in the way ``config.executor`` asks for. One that has workers meets them at the ``rendezvous``.
+
+    Raises ConfigError when that way is not to be had.
+    """
     workers = config.parallel.tensor * config.parallel.pipeline
     if config.executor == "Simulated":
         from enginehouse_engine.executor.simulated import SimulatedExecutor
@@ -20,14 +24,15 @@ def create_executor(config: EngineConfig, *, rank: int = 0) -> Executor:
         if workers != 1:
             raise ConfigError(
                 f"executor InProcess runs one worker per rank, but tensor {config.parallel.tensor} x pipeline "
-                f"{config.parallel.pipeline} asks for {workers}: set both to 1"
+                f"{config.parallel.pipeline} asks for {workers}: use executor Multiprocess, or set both to 1"
             )
         from enginehouse_engine.executor.in_process import InProcessExecutor
 
         return InProcessExecutor(config, rank=rank)
     if config.executor == "Multiprocess":
-        raise ConfigError(
-            "executor Multiprocess is not part of this version: use executor InProcess with tensor and pipeline 1, and "
-            "parallelism.data for more than one accelerator"
-        )
-    raise ConfigError(f"unknown executor {config.executor!r}: use InProcess or Simulated")
+        if rendezvous is None:
+            raise ConfigError("executor Multiprocess needs a launcher that starts its workers: use enginehouse-engine")
+        from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
+
+        return MultiprocessExecutor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)
+    raise ConfigError(f"unknown executor {config.executor!r}: use InProcess, Multiprocess or Simulated")

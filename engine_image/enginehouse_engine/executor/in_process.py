@@ -5,7 +5,6 @@ Invariant: nothing between core and worker but a call; a failure is the exceptio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from enginehouse_engine.config import EngineConfig
@@ -29,10 +28,10 @@ class InProcessExecutor(Executor):
         self._worker.initialize_kv_cache(total_blocks)
 
     def execute_model(self, step: StepInput) -> StepOutput:
-        return self._worker.execute_model(step)
-
-    def on_failure(self, callback: Callable[[ExecutorFailure], None]) -> None:
-        """Never called: the worker cannot die without this process."""
+        output = self._worker.execute_model(step)
+        if output is None:
+            raise ExecutorFailure("the only worker of the rank is not the one that chooses")
+        return output
 
     def check_health(self) -> None:
         """Always healthy: a broken worker raises in the step."""

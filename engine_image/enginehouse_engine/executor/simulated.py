@@ -121,9 +121,6 @@ class SimulatedExecutor(Executor):
             tokens=tokens, logprobs=own.logprobs, top_tokens=own.top_tokens, top_logprobs=own.top_logprobs, scoring=scoring
         )
 
-    def on_failure(self, callback: Callable[[ExecutorFailure], None]) -> None:
-        """Never called: there is no worker that could fail outside a call."""
-
     def check_health(self) -> None:
         """Always healthy."""
 

@@ -7,11 +7,11 @@ copy). Does not write to the ring: its mapping is read-only.
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
 import time
+from typing import Final
 
 from enginehouse_engine.message_queue import ring_layout as layout
 from enginehouse_engine.message_queue.address import QueueAddress
@@ -42,6 +42,9 @@ from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.shared_memory import map_shared
 from enginehouse_engine.message_queue.shared_memory_size import GRANULE_BYTES
 from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
+
+_AT_ONCE: Final = 0.0
+"""A deadline that has passed."""
 
 
 def open_local_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> LocalReader:
@@ -103,37 +106,33 @@ class LocalReader(Reader):
         self._words = memoryview(self._page_mapping)[: layout.COUNTERS_BYTES].cast("Q")
         self._signal = Signal(own_signal)
         self._writer_signal = Signal(writer_signal)
-        self._poll = select.poll()
-        self._poll.register(own_signal, select.POLLIN)
-        self._poll.register(connection, select.POLLIN)
+        self._epoll = select.epoll()
+        self._epoll.register(own_signal, select.EPOLLIN)
+        self._epoll.register(connection, select.EPOLLIN)
         self._fence = Fence().full
         self._spin = SpinBudget()
         self._tag = address.tag
         self._position = welcome.position
         self._next_sequence = welcome.first_sequence
         self._incoming: IncomingPayload | None = None
+        self._announced = False
+        """The writer was asked to signal, and what it then signalled is not taken back yet."""
         self._cancelled = False
         self._closed = False
         self._ended: QueueError | None = None
 
     def receive(self, *, deadline_seconds: float) -> Received:
-        if self._ended is not None:
-            raise self._ended
         deadline = time.monotonic() + deadline_seconds
-        try:
-            while True:
-                if self._cancelled:
-                    raise QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
-                if self._counters[layout.PUBLISHED] == self._position:
-                    self._wait(deadline)
-                message = self._take_record()
-                if message is not None:
-                    return message
-        except NothingReceived:
-            raise
-        except QueueError as error:
-            self._ended = error
-            raise
+        message = self._next(deadline, spin=True)
+        if message is None:
+            raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
+        return message
+
+    def take(self, *, spin: bool = False) -> Received | None:
+        return self._next(_AT_ONCE, spin=spin)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -145,6 +144,7 @@ class LocalReader(Reader):
         self._closed = True
         self._ended = QueueCancelled(f"reader {self._name!r} of {self.address} is closed")
         self._connection.close()
+        self._epoll.close()
         for view in (self._counters, self._records, self._whole, self._words):
             view.release()
         self._mapping.close()
@@ -152,8 +152,28 @@ class LocalReader(Reader):
         self._signal.close()
         self._writer_signal.close()
 
-    def _wait(self, deadline: float) -> None:
-        """Return when there is a record. Spins first, then sleeps."""
+    def _next(self, deadline: float, *, spin: bool) -> Received | None:
+        """The next message; None when none came in time."""
+        if self._ended is not None:
+            raise self._ended
+        try:
+            while True:
+                if self._cancelled:
+                    raise self._was_cancelled()
+                if self._counters[layout.PUBLISHED] == self._position and not (spin and self._found_spinning()):
+                    if not self._sleep(deadline):
+                        return None
+                elif self._announced:
+                    self._end_sleep()
+                message = self._take_record()
+                if message is not None:
+                    return message
+        except QueueError as error:
+            self._ended = error
+            raise
+
+    def _found_spinning(self) -> bool:
+        """Whether a record came within a spin."""
         counters, position, now = self._counters, self._position, time.monotonic
         spin_seconds = self._spin.seconds()
         if spin_seconds:
@@ -161,30 +181,45 @@ class LocalReader(Reader):
             while now() < spin_until:
                 if counters[layout.PUBLISHED] != position:
                     self._spin.found()
-                    return
+                    if self._announced:
+                        self._end_sleep()
+                    return True
             self._spin.missed()
+        return False
+
+    def _sleep(self, deadline: float) -> bool:
+        """Sleep until there is a record. False at the deadline; the writer is then still asked to signal."""
+        counters, position = self._counters, self._position
         while True:
             self._words[layout.SLEEPING] = 1
+            self._announced = True
             self._fence()
             events: list[tuple[int, int]] = []
             if counters[layout.PUBLISHED] == position and not counters[layout.CLOSED] and not self._cancelled:
-                events = self._poll.poll(math.ceil(seconds_left(deadline) * 1000))
-            self._words[layout.SLEEPING] = 0
-            self._signal.take()
+                events = self._epoll.poll(seconds_left(deadline))
+                if not events and time.monotonic() >= deadline:
+                    return False
+            self._end_sleep()
             if self._cancelled:
-                raise QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
+                raise self._was_cancelled()
             closed = counters[layout.CLOSED]
             self._fence()  # Whoever sees that the queue is closed sees all that was published before.
             if counters[layout.PUBLISHED] != position:
-                return
+                return True
             if self._words[layout.DISMISSED]:
                 raise self._dismissed()
             if closed:
                 raise QueueClosed(f"{self.address} was closed after message {self._next_sequence - 1}")
             if any(descriptor == self._connection.fileno() for descriptor, _ in events):
                 raise self._writer_ended()
-            if now() >= deadline:
-                raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
+
+    def _end_sleep(self) -> None:
+        self._announced = False
+        self._words[layout.SLEEPING] = 0
+        self._signal.take()
+
+    def _was_cancelled(self) -> QueueError:
+        return QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
 
     def _take_record(self) -> Received | None:
         """Copy one record; the message if that completes one."""

@@ -35,6 +35,18 @@ class Reader(ABC):
         """
 
     @abstractmethod
+    def take(self, *, spin: bool = False) -> Received | None:
+        """The next message if it is there, else None; for whoever waits for several readers at once.
+
+        After None :meth:`fileno` becomes readable with the next message, and with everything that :meth:`receive` raises but
+        NothingReceived; now and then also without a reason. ``spin``: look for the time of a spin, where this transport spins.
+        """
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """For a poller. Says something only after :meth:`take` has returned None."""
+
+    @abstractmethod
     def cancel(self) -> None:
         """Have the present and every later call raise QueueCancelled. From any thread, also from a signal handler."""
 

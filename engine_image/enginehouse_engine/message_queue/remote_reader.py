@@ -7,6 +7,7 @@ Does not spin: a network is slower than a sleep.
 from __future__ import annotations
 
 import contextlib
+import select
 import struct
 import time
 from typing import Final
@@ -43,6 +44,8 @@ from enginehouse_engine.message_queue.waiting import Signal, seconds_left
 _NEVER_MILLISECONDS: Final = 24 * 3600 * 1000
 """Before a broken connection would be made again; this reader has ended long before. Forbidding it altogether (-1) would make ZMQ
 throw away what it has received and not yet handed out when the writer ends."""
+_AT_ONCE: Final = 0.0
+"""A deadline that has passed."""
 
 
 def open_remote_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> RemoteReader:
@@ -82,9 +85,10 @@ class RemoteReader(Reader):
         self._monitor: zmq.Socket[bytes] = self._dealer.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
-        self._poller = zmq.Poller()
-        for source in (self._dealer, self._monitor, self._signal.descriptor):
-            self._poller.register(source, zmq.POLLIN)
+        # ZMQ's descriptors tell news once, to whoever has looked until there was nothing: so does `_next_frames` before it sleeps.
+        self._epoll = select.epoll()
+        for descriptor in (self._dealer.fileno(), self._monitor.fileno(), self._signal.descriptor):
+            self._epoll.register(descriptor, select.EPOLLIN)
 
     def attach(self, generation: int, *, deadline_seconds: float) -> None:
         """Once, by :func:`open_remote_reader`."""
@@ -92,10 +96,9 @@ class RemoteReader(Reader):
         self._dealer.connect(self.address.remote)
         hello = Attach(version=HANDSHAKE_VERSION, key=self.address.key, reader=self._name, generation=generation)
         self._dealer.send(encode(hello), zmq.NOBLOCK)
-        try:
-            frames = self._next_frames(deadline)
-        except NothingReceived as error:
-            raise WriterGone(f"{self.address} did not answer reader {self._name!r} in {deadline_seconds:g} s") from error
+        frames = self._next_frames(deadline)
+        if frames is None:
+            raise WriterGone(f"{self.address} did not answer reader {self._name!r} in {deadline_seconds:g} s")
         answer = decode_to_reader(frames[0].bytes)
         if isinstance(answer, Refused):
             raise ReaderRefused(f"reader {self._name!r} was refused: {answer.reason}")
@@ -104,16 +107,16 @@ class RemoteReader(Reader):
         self.first_sequence = self._next_sequence = answer.first_sequence
 
     def receive(self, *, deadline_seconds: float) -> Received:
-        if self._ended is not None:
-            raise self._ended
-        try:
-            frames = self._next_frames(time.monotonic() + deadline_seconds)
-            return self._message(frames) if len(frames) > 1 else self._end(frames[0].bytes)
-        except NothingReceived:
-            raise
-        except QueueError as error:
-            self._ended = error
-            raise
+        message = self._next(time.monotonic() + deadline_seconds)
+        if message is None:
+            raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
+        return message
+
+    def take(self, *, spin: bool = False) -> Received | None:
+        return self._next(_AT_ONCE)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -123,29 +126,46 @@ class RemoteReader(Reader):
         if self._dealer.closed:
             return
         self._ended = QueueCancelled(f"reader {self._name!r} of {self.address} is closed")
+        self._epoll.close()
         self._dealer.disable_monitor()
         self._monitor.close(linger=0)
         self._dealer.close()
         self._signal.close()
 
-    def _next_frames(self, deadline: float) -> list[zmq.Frame]:
+    def _next(self, deadline: float) -> Received | None:
+        """The next message; None when none came in time."""
+        if self._ended is not None:
+            raise self._ended
+        try:
+            frames = self._next_frames(deadline)
+            if frames is None:
+                return None
+            return self._message(frames) if len(frames) > 1 else self._end(frames[0].bytes)
+        except QueueError as error:
+            self._ended = error
+            raise
+
+    def _next_frames(self, deadline: float) -> list[zmq.Frame] | None:
         while True:
             if self._cancelled:
                 raise QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
+            # Looked at first: what came before the break is then still found.
+            broken = self._is_broken()
             try:
                 return self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 pass
-            if self._broken:
+            if broken:
                 raise WriterGone(f"the connection to {self.address} broke after message {self._next_sequence - 1}")
-            events = dict(self._poller.poll(int(seconds_left(deadline) * 1000) + 1))
+            if not self._epoll.poll(seconds_left(deadline)) and time.monotonic() >= deadline:
+                return None
             self._signal.take()
-            if self._monitor in events:
-                # What came before the break is looked for once more.
-                self._monitor.recv_multipart(zmq.NOBLOCK)
-                self._broken = True
-            elif not events and time.monotonic() >= deadline:
-                raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
+
+    def _is_broken(self) -> bool:
+        with contextlib.suppress(zmq.Again):
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            self._broken = True
+        return self._broken
 
     def _message(self, frames: list[zmq.Frame]) -> Received:
         if len(frames) > MOST_FRAMES + 2 or frames[0].bytes:

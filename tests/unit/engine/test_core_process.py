@@ -272,7 +272,12 @@ def test_an_abort_ends_the_work_and_refusals_come_back_at_once(launcher: Launche
     ("launcher", "cause", "words", "exit_code"),
     [
         ({"memory_budget_bytes": 33 << 20, "min_context_length": 64}, "ContextTooSmall", "at least 64 tokens", 78),
-        ({"executor": "Multiprocess"}, "InvalidConfig", "use executor InProcess", 78),
+        (
+            {"executor": "InProcess", "parallel": configuration.ParallelConfig(tensor=2)},
+            "InvalidConfig",
+            "use executor Multiprocess",
+            78,
+        ),
     ],
     indirect=["launcher"],
 )

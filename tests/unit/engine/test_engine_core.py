@@ -235,8 +235,8 @@ def test_uniforms_are_spread_and_tell_seeds_and_positions_apart() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"executor": "Multiprocess"}, "use executor InProcess"),
-        ({"executor": "InProcess", "parallel": ParallelConfig(tensor=2)}, "set both to 1"),
+        ({"executor": "Multiprocess"}, "needs a launcher that starts its workers"),
+        ({"executor": "InProcess", "parallel": ParallelConfig(tensor=2)}, "use executor Multiprocess, or set both to 1"),
         ({"executor": "Nonsense"}, "unknown executor 'Nonsense'"),
     ],
 )
