@@ -27,9 +27,11 @@ _HELM_SECONDS = 180.0
 
 # Run inside a pod. A search for its own words would find itself.
 _KILL_AN_ENGINE_CORE = """
-import os, signal
+import os, signal, sys
 for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
-    if pid != os.getpid() and b'enginehouse_engine.core.process' in open(f'/proc/{pid}/cmdline', 'rb').read():
+    words = open(f'/proc/{pid}/cmdline').read().split('\\0')
+    is_core = pid != os.getpid() and 'enginehouse_engine.core.process' in words
+    if is_core and sys.argv[1] in ('', words[words.index('--rank') + 1]):
         os.kill(pid, signal.SIGKILL)
         print('kill -9', pid)
 """
@@ -47,9 +49,10 @@ class Installation:
         """Run kubectl in a namespace; its failure is a LocalkubeError with its words."""
         return self.cluster.kubectl("--namespace", namespace, *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
 
-    def kill_engine_cores(self, pod: str, *, namespace: str) -> str:
-        """kill -9 to every engine core of a pod; says which."""
-        return self.kubectl("exec", pod, "-c", "engine", "--", "python3", "-c", _KILL_AN_ENGINE_CORE, namespace=namespace).strip()
+    def kill_engine_cores(self, pod: str, *, namespace: str, rank: int | None = None) -> str:
+        """kill -9 to every engine core of a pod, or to that of one rank; says which."""
+        command = ("python3", "-c", _KILL_AN_ENGINE_CORE, "" if rank is None else str(rank))
+        return self.kubectl("exec", pod, "-c", "engine", "--", *command, namespace=namespace).strip()
 
     @contextmanager
     def reached(self, service: str, *, namespace: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from enginehouse_engine.message_queue.address import QueueAddress
-from enginehouse_engine.message_queue.errors import QueueCorrupt
+from enginehouse_engine.message_queue.errors import QueueCorrupt, ReaderRefused
 
 HANDSHAKE_VERSION: Final = 1
 LARGEST_CONTROL_BYTES: Final = 4096
@@ -86,6 +86,21 @@ def decode_to_reader(data: bytes) -> ToReader:
         return _to_reader.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise QueueCorrupt(f"undecodable control message of {len(data)} bytes from a writer: {error}") from error
+
+
+def first_message(address: QueueAddress, *, reader: str, generation: int) -> bytes:
+    """With it a reader attaches."""
+    return encode(Attach(version=HANDSHAKE_VERSION, key=address.key, reader=reader, generation=generation))
+
+
+def welcome_in(data: bytes, *, address: QueueAddress, reader: str) -> Welcome:
+    """The writer's answer to it. Raises ReaderRefused with the writer's reason, and QueueCorrupt."""
+    answer = decode_to_reader(data)
+    if isinstance(answer, Refused):
+        raise ReaderRefused(f"reader {reader!r} was refused: {answer.reason}")
+    if not isinstance(answer, Welcome):
+        raise QueueCorrupt(f"{address} answered {answer} to an attach")
+    return answer
 
 
 def reason_to_refuse(

@@ -11,30 +11,18 @@ import os
 import select
 import socket
 import time
-from typing import Final
 
 from enginehouse_engine.message_queue import ring_layout as layout
 from enginehouse_engine.message_queue.address import QueueAddress
-from enginehouse_engine.message_queue.errors import (
-    NothingReceived,
-    QueueCancelled,
-    QueueClosed,
-    QueueCorrupt,
-    QueueError,
-    ReaderDismissed,
-    ReaderRefused,
-    WriterGone,
-)
+from enginehouse_engine.message_queue.errors import QueueClosed, QueueCorrupt, QueueError, ReaderDismissed, WriterGone
 from enginehouse_engine.message_queue.handshake import (
-    HANDSHAKE_VERSION,
     LARGEST_CONTROL_BYTES,
     WELCOME_DESCRIPTORS,
-    Attach,
     Dismissed,
-    Refused,
     Welcome,
     decode_to_reader,
-    encode,
+    first_message,
+    welcome_in,
 )
 from enginehouse_engine.message_queue.memory_order import Fence
 from enginehouse_engine.message_queue.payload import IncomingPayload
@@ -42,9 +30,6 @@ from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.shared_memory import map_shared
 from enginehouse_engine.message_queue.shared_memory_size import GRANULE_BYTES
 from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
-
-_AT_ONCE: Final = 0.0
-"""A deadline that has passed."""
 
 
 def open_local_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> LocalReader:
@@ -58,7 +43,7 @@ def open_local_reader(address: QueueAddress, *, reader: str, generation: int, de
     connection.settimeout(deadline_seconds)
     try:
         connection.connect(f"\0{address.local}")
-        connection.send(encode(Attach(version=HANDSHAKE_VERSION, key=address.key, reader=reader, generation=generation)))
+        connection.send(first_message(address, reader=reader, generation=generation))
         connection.settimeout(max(0.001, seconds_left(deadline)))
         data, descriptors, _, _ = socket.recv_fds(connection, LARGEST_CONTROL_BYTES, WELCOME_DESCRIPTORS)
     except TimeoutError as error:
@@ -68,14 +53,12 @@ def open_local_reader(address: QueueAddress, *, reader: str, generation: int, de
         connection.close()
         raise WriterGone(f"reader {reader!r} cannot reach {address}: {error}") from error
     try:
-        answer = decode_to_reader(data) if data else None
-        if isinstance(answer, Welcome) and len(descriptors) == WELCOME_DESCRIPTORS:
-            return LocalReader(address, reader, answer, connection, descriptors)
-        if isinstance(answer, Refused):
-            raise ReaderRefused(f"reader {reader!r} was refused: {answer.reason}")
-        if answer is None:
+        if not data:
             raise WriterGone(f"{address} ended while reader {reader!r} attached")
-        raise QueueCorrupt(f"{address} answered {answer} with {len(descriptors)} descriptors to an attach")
+        welcome = welcome_in(data, address=address, reader=reader)
+        if len(descriptors) != WELCOME_DESCRIPTORS:
+            raise QueueCorrupt(f"{address} sent {len(descriptors)} descriptors with its welcome, wanted {WELCOME_DESCRIPTORS}")
+        return LocalReader(address, reader, welcome, connection, descriptors)
     except BaseException:
         connection.close()
         for descriptor in descriptors:
@@ -90,9 +73,8 @@ class LocalReader(Reader):
         self, address: QueueAddress, reader: str, welcome: Welcome, connection: socket.socket, descriptors: list[int]
     ) -> None:
         ring, page, own_signal, writer_signal = descriptors
-        self.address = address
+        super().__init__(address, name=reader, signal=Signal(own_signal))
         self.first_sequence = welcome.first_sequence
-        self._name = reader
         self._connection = connection
         connection.setblocking(False)
         self._ring_bytes = welcome.ring_bytes
@@ -104,7 +86,6 @@ class LocalReader(Reader):
         self._counters = self._whole[: layout.COUNTERS_BYTES].cast("Q")
         self._records = self._whole[GRANULE_BYTES:]
         self._words = memoryview(self._page_mapping)[: layout.COUNTERS_BYTES].cast("Q")
-        self._signal = Signal(own_signal)
         self._writer_signal = Signal(writer_signal)
         self._epoll = select.epoll()
         self._epoll.register(own_signal, select.EPOLLIN)
@@ -117,32 +98,16 @@ class LocalReader(Reader):
         self._incoming: IncomingPayload | None = None
         self._announced = False
         """The writer was asked to signal, and what it then signalled is not taken back yet."""
-        self._cancelled = False
         self._closed = False
-        self._ended: QueueError | None = None
-
-    def receive(self, *, deadline_seconds: float) -> Received:
-        deadline = time.monotonic() + deadline_seconds
-        message = self._next(deadline, spin=True)
-        if message is None:
-            raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
-        return message
-
-    def take(self, *, spin: bool = False) -> Received | None:
-        return self._next(_AT_ONCE, spin=spin)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._signal.set()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._ended = QueueCancelled(f"reader {self._name!r} of {self.address} is closed")
+        self._mark_closed()
         self._connection.close()
         self._epoll.close()
         for view in (self._counters, self._records, self._whole, self._words):
@@ -153,24 +118,16 @@ class LocalReader(Reader):
         self._writer_signal.close()
 
     def _next(self, deadline: float, *, spin: bool) -> Received | None:
-        """The next message; None when none came in time."""
-        if self._ended is not None:
-            raise self._ended
-        try:
-            while True:
-                if self._cancelled:
-                    raise self._was_cancelled()
-                if self._counters[layout.PUBLISHED] == self._position and not (spin and self._found_spinning()):
-                    if not self._sleep(deadline):
-                        return None
-                elif self._announced:
-                    self._end_sleep()
-                message = self._take_record()
-                if message is not None:
-                    return message
-        except QueueError as error:
-            self._ended = error
-            raise
+        while True:
+            self._check_not_cancelled()
+            if self._counters[layout.PUBLISHED] == self._position and not (spin and self._found_spinning()):
+                if not self._sleep(deadline):
+                    return None
+            elif self._announced:
+                self._end_sleep()
+            message = self._take_record()
+            if message is not None:
+                return message
 
     def _found_spinning(self) -> bool:
         """Whether a record came within a spin."""
@@ -200,8 +157,7 @@ class LocalReader(Reader):
                 if not events and time.monotonic() >= deadline:
                     return False
             self._end_sleep()
-            if self._cancelled:
-                raise self._was_cancelled()
+            self._check_not_cancelled()
             closed = counters[layout.CLOSED]
             self._fence()  # Whoever sees that the queue is closed sees all that was published before.
             if counters[layout.PUBLISHED] != position:
@@ -217,9 +173,6 @@ class LocalReader(Reader):
         self._announced = False
         self._words[layout.SLEEPING] = 0
         self._signal.take()
-
-    def _was_cancelled(self) -> QueueError:
-        return QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
 
     def _take_record(self) -> Received | None:
         """Copy one record; the message if that completes one."""

@@ -15,26 +15,15 @@ from typing import Final
 import zmq
 
 from enginehouse_engine.message_queue.address import QueueAddress
-from enginehouse_engine.message_queue.errors import (
-    NothingReceived,
-    QueueCancelled,
-    QueueClosed,
-    QueueCorrupt,
-    QueueError,
-    ReaderDismissed,
-    ReaderRefused,
-    WriterGone,
-)
+from enginehouse_engine.message_queue.errors import QueueClosed, QueueCorrupt, ReaderDismissed, ReaderRefused, WriterGone
 from enginehouse_engine.message_queue.handshake import (
-    HANDSHAKE_VERSION,
     Acknowledge,
-    Attach,
     Closed,
     Dismissed,
-    Refused,
-    Welcome,
     decode_to_reader,
     encode,
+    first_message,
+    welcome_in,
 )
 from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.remote_connections import set_common_options
@@ -44,8 +33,6 @@ from enginehouse_engine.message_queue.waiting import Signal, seconds_left
 _NEVER_MILLISECONDS: Final = 24 * 3600 * 1000
 """Before a broken connection would be made again; this reader has ended long before. Forbidding it altogether (-1) would make ZMQ
 throw away what it has received and not yet handed out when the writer ends."""
-_AT_ONCE: Final = 0.0
-"""A deadline that has passed."""
 
 
 def open_remote_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> RemoteReader:
@@ -69,15 +56,11 @@ class RemoteReader(Reader):
     """See :class:`Reader`. Made by :func:`open_remote_reader`."""
 
     def __init__(self, address: QueueAddress, reader: str) -> None:
-        self.address = address
+        super().__init__(address, name=reader, signal=Signal())
         self.first_sequence = 0
-        self._name = reader
         self._tag = address.tag
         self._next_sequence = 0
-        self._cancelled = False
         self._broken = False
-        self._ended: QueueError | None = None
-        self._signal = Signal()
         self._dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         set_common_options(self._dealer)
         self._dealer.setsockopt(zmq.RECONNECT_IVL, _NEVER_MILLISECONDS)
@@ -94,61 +77,35 @@ class RemoteReader(Reader):
         """Once, by :func:`open_remote_reader`."""
         deadline = time.monotonic() + deadline_seconds
         self._dealer.connect(self.address.remote)
-        hello = Attach(version=HANDSHAKE_VERSION, key=self.address.key, reader=self._name, generation=generation)
-        self._dealer.send(encode(hello), zmq.NOBLOCK)
+        self._dealer.send(first_message(self.address, reader=self._name, generation=generation), zmq.NOBLOCK)
         frames = self._next_frames(deadline)
         if frames is None:
             raise WriterGone(f"{self.address} did not answer reader {self._name!r} in {deadline_seconds:g} s")
-        answer = decode_to_reader(frames[0].bytes)
-        if isinstance(answer, Refused):
-            raise ReaderRefused(f"reader {self._name!r} was refused: {answer.reason}")
-        if not isinstance(answer, Welcome):
-            raise QueueCorrupt(f"{self.address} answered {answer} to an attach")
-        self.first_sequence = self._next_sequence = answer.first_sequence
-
-    def receive(self, *, deadline_seconds: float) -> Received:
-        message = self._next(time.monotonic() + deadline_seconds)
-        if message is None:
-            raise NothingReceived(f"reader {self._name!r} got nothing from {self.address} by its deadline")
-        return message
-
-    def take(self, *, spin: bool = False) -> Received | None:
-        return self._next(_AT_ONCE)
+        welcome = welcome_in(frames[0].bytes, address=self.address, reader=self._name)
+        self.first_sequence = self._next_sequence = welcome.first_sequence
 
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def cancel(self) -> None:
-        self._cancelled = True
-        self._signal.set()
-
     def close(self) -> None:
         if self._dealer.closed:
             return
-        self._ended = QueueCancelled(f"reader {self._name!r} of {self.address} is closed")
+        self._mark_closed()
         self._epoll.close()
         self._dealer.disable_monitor()
         self._monitor.close(linger=0)
         self._dealer.close()
         self._signal.close()
 
-    def _next(self, deadline: float) -> Received | None:
-        """The next message; None when none came in time."""
-        if self._ended is not None:
-            raise self._ended
-        try:
-            frames = self._next_frames(deadline)
-            if frames is None:
-                return None
-            return self._message(frames) if len(frames) > 1 else self._end(frames[0].bytes)
-        except QueueError as error:
-            self._ended = error
-            raise
+    def _next(self, deadline: float, *, spin: bool) -> Received | None:
+        frames = self._next_frames(deadline)
+        if frames is None:
+            return None
+        return self._message(frames) if len(frames) > 1 else self._end(frames[0].bytes)
 
     def _next_frames(self, deadline: float) -> list[zmq.Frame] | None:
         while True:
-            if self._cancelled:
-                raise QueueCancelled(f"reader {self._name!r} of {self.address} was cancelled")
+            self._check_not_cancelled()
             # Looked at first: what came before the break is then still found.
             broken = self._is_broken()
             try:
