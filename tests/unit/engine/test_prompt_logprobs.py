@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from enginehouse_engine.executor.contract import Int32s, ScoringInput, StepInput
 from enginehouse_engine.executor.simulated import SimulatedExecutor, simulated_answer
 from enginehouse_engine.model.scoring import SLICE_ROWS, score
 from enginehouse_engine.protocol import PromptLogprobs, RequestOutput, unpack_tokens
+from worker_processes import WorkerProcesses
 
 from .test_engine_core import BLOCK, WEIGHTS, core, run, submit, tokens_of
 from .test_engine_core import config as simulated_config
 from .test_parity import Model, random_prompts
+from .test_split_parity import config as split_config
 
 
 def followers_of(scores: PromptLogprobs) -> list[int]:
@@ -218,3 +221,26 @@ def test_logits_are_made_for_so_many_rows_at_once_as_the_profile_run_has_measure
 def test_a_worker_that_only_takes_part_in_the_logits_has_no_scores() -> None:
     rows = np.arange(3, dtype=np.int32)
     assert score(ScoringInput(rows=rows, followers=rows, alternatives=2), lambda _: None) is None
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[WorkerProcesses]:
+    started = WorkerProcesses(4)
+    yield started
+    started.close()
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
+def test_a_split_model_scores_prompts_as_transformers_does(
+    small_models: dict[str, Path], processes: WorkerProcesses, tensor: int, pipeline: int
+) -> None:
+    folder = small_models["llama-tied"]
+    prompts = [prompt for prompt in random_prompts() if len(prompt) > 1]
+    assert max(map(len, prompts)) > SLICE_ROWS
+    fields = split_config(folder, tensor=tensor, pipeline=pipeline)
+    engine = EngineCore(fields, processes.rank(fields))
+    for index, prompt in enumerate(prompts):
+        engine.add(submit(str(index), prompt, 3, prompt_logprobs=3), front_end=0)
+    outputs = run(engine)
+    for index, (prompt, wanted) in enumerate(zip(prompts, reference_logprobs(folder, prompts), strict=True)):
+        assert_scored(scores_of(outputs[str(index)]), wanted, prompt)
