@@ -14,11 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from enginehouse_engine.executor.contract import SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import (
+    SamplingInput,
+    ScoringInput,
+    ScoringOutput,
+    StepInput,
+    StepOutput,
+    WorkerProfile,
+)
 from enginehouse_engine.message_queue import MessageCodec, Reader
 from enginehouse_engine.message_queue.errors import QueueCorrupt
 from enginehouse_engine.message_queue.local_reader import LocalReader
-from enginehouse_engine.protocol import Outputs, RequestOutput, TokenLogprobs
+from enginehouse_engine.protocol import Outputs, PromptLogprobs, RequestOutput, TokenLogprobs
 
 Int32s = NDArray[np.int32]
 
@@ -63,10 +70,11 @@ STEP = StepInput(
     block_tables=np.arange(40_000, dtype=np.int32).reshape(2, -1),
     choosing=2,
     sampling=SAMPLING,
+    scoring=ScoringInput(rows=np.arange(3, dtype=np.int32), followers=np.arange(3, dtype=np.int32), alternatives=2),
 )
 MESSAGES: list[tuple[Any, Any]] = [
     (StepInput, STEP),
-    (StepInput, dataclasses.replace(STEP, sampling=None, block_tables=np.zeros((0, 5), np.int32))),
+    (StepInput, dataclasses.replace(STEP, sampling=None, scoring=None, block_tables=np.zeros((0, 5), np.int32))),
     (
         StepOutput,
         StepOutput(
@@ -74,6 +82,9 @@ MESSAGES: list[tuple[Any, Any]] = [
             logprobs=floats(2),
             top_tokens=np.arange(40, dtype=np.int32).reshape(2, 20),
             top_logprobs=floats(2, 20),
+            scoring=ScoringOutput(
+                logprobs=floats(300), top_tokens=np.arange(6000, dtype=np.int32).reshape(300, 20), top_logprobs=floats(300, 20)
+            ),
         ),
     ),
     (StepOutput, StepOutput(tokens=np.zeros(0, np.int32))),
@@ -83,7 +94,16 @@ MESSAGES: list[tuple[Any, Any]] = [
     ),
     (
         Outputs,
-        Outputs(outputs=(RequestOutput("r", tokens=(1, 2), logprobs=(TokenLogprobs(1, -0.5, (1, 2), (-0.5, -1.5)),)),)),
+        Outputs(
+            outputs=(
+                RequestOutput(
+                    "r",
+                    tokens=(1, 2),
+                    logprobs=(TokenLogprobs(1, -0.5, (1, 2), (-0.5, -1.5)),),
+                    prompt_logprobs=PromptLogprobs(bytes(8), 1, bytes(range(8)), bytes(8)),
+                ),
+            )
+        ),
     ),
     (Call, Call("prompt_logprobs", ({"r": floats(300, 21)}, [floats(2).T, floats(4, 4)[::2, ::-1]], "text", b"bytes", None))),
 ]
