@@ -115,7 +115,10 @@ class Worker:
         # First, so that never the logits of both are there at once.
         scoring = None if step.scoring is None else score(step.scoring, logits_at)
         logits = logits_at(np.cumsum(step.query_lengths)[: step.choosing] - 1)
-        return None if logits is None else dataclasses.replace(sample(logits, step.sampling), scoring=scoring)
+        if logits is None:
+            return None
+        output = sample(logits, step.sampling)
+        return output if scoring is None else dataclasses.replace(output, scoring=scoring)
 
     def _allocate(self, total_blocks: int) -> PagedAttention:
         return PagedAttention(
