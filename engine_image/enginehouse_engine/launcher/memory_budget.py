@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from enginehouse_engine.config import ConfigError
+from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
 
 MIB: Final = 1024 * 1024
 
@@ -29,9 +30,13 @@ _SMALLEST_BUDGET_BYTES: Final = 16 * MIB
 
 
 def rank_process_bytes(executor: str, *, workers: int) -> int:
-    """What the processes of one rank keep for themselves; ``workers`` are those beside its core."""
+    """What the processes of one rank keep for themselves; ``workers`` are those beside its core, with queues in shared memory.
+
+    The container's memory limit counts shared memory like any other.
+    """
     own = TORCH_PROCESS_BYTES if executor == "InProcess" else CORE_PROCESS_BYTES
-    return own + workers * TORCH_PROCESS_BYTES
+    queues = rank_shared_memory_bytes(local_workers=workers) if workers else 0
+    return own + workers * TORCH_PROCESS_BYTES + queues
 
 
 def budget_per_worker_bytes(

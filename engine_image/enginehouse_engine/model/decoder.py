@@ -35,18 +35,17 @@ class Decoder:
 
         Raises ConfigError when a weight is missing or has another shape, or the model cannot be split so.
         """
-        share = share_of(source.config, parallel.position)
-        self.config = share.model
+        self.share = share_of(source.config, parallel.position)
+        self.config = self.share.model
         self._parallel = parallel
         self._dtype = dtype
         self._device = device
-        reader = ShareReader(source, share, dtype, device)
+        reader = ShareReader(source, self.share, dtype, device)
         with ThreadPoolExecutor(threads) as pool:
             # The largest tensors first, so that no thread is left with them alone at the end.
             ends = pool.submit(read_ends, reader, parallel)
-            self._layers = list(pool.map(lambda index: _Layer(reader, index, parallel), share.layers))
+            self._layers = list(pool.map(lambda index: _Layer(reader, index, parallel), self.share.layers))
             self._embedding, self._head = ends.result()
-        self._norm = reader.vector("model.norm.weight", self.config.hidden_size)
         self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(device)
 
     def forward(
@@ -81,8 +80,7 @@ class Decoder:
         Only in the last stage, all of whose positions take part; None in those that do not choose.
         """
         assert self._head is not None
-        normed = functional.rms_norm(hidden[rows], (self.config.hidden_size,), self._norm, self.config.norm_epsilon)
-        return self._head(normed)
+        return self._head(hidden[rows])
 
 
 class _Layer:

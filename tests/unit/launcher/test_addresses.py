@@ -115,9 +115,8 @@ def test_starts_at_once_never_collide_and_what_is_over_is_refused(starts: int, t
         outcomes = list(pool.map(lambda number: OneStart(number, model).run(), range(starts)))
     seconds = time.monotonic() - began
     restarted = [outcome for outcome in outcomes if outcome.refusal]
-    print(
-        f"{starts} starts, {AT_ONCE} at once, {len(restarted)} with a restart: {sum(one.met for one in outcomes)} met, {seconds:.0f} s"
-    )
+    met = sum(outcome.met for outcome in outcomes)
+    print(f"{starts} starts, {AT_ONCE} at once, {len(restarted)} with a restart: {met} met, {seconds:.0f} s")
     assert [outcome.collisions for outcome in outcomes if outcome.collisions] == []
     assert [outcome.log for outcome in outcomes if outcome.exit_code != 0] == []
     assert len(restarted) == -(-starts // RESTART_EVERY)

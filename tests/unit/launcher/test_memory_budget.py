@@ -21,6 +21,7 @@ from enginehouse_engine.launcher.memory_budget import (
     budget_per_worker_bytes,
     rank_process_bytes,
 )
+from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
 
 GIB = 1024 * MIB
 MACHINE = "MemTotal: 16777216 kB\nMemFree: 1 kB\nMemAvailable: 8388608 kB\nHugePages_Total: 0\n"
@@ -89,7 +90,8 @@ def test_what_the_processes_keep_comes_off_first() -> None:
 def test_each_worker_gets_its_share_and_only_workers_hold_torch() -> None:
     own = rank_process_bytes("Multiprocess", workers=3)
     budget = budget_per_worker_bytes(8 * GIB, utilization_percent=100, ranks=2, workers=3, api_servers=1, rank_process_bytes=own)
-    kept = LAUNCHER_BYTES + API_SERVER_BYTES + 2 * CORE_PROCESS_BYTES + 6 * TORCH_PROCESS_BYTES
+    queues = 2 * rank_shared_memory_bytes(local_workers=3)
+    kept = LAUNCHER_BYTES + API_SERVER_BYTES + 2 * CORE_PROCESS_BYTES + 6 * TORCH_PROCESS_BYTES + queues
     assert budget == (8 * GIB - kept) // 6
 
 
