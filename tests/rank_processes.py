@@ -34,7 +34,7 @@ UID = "replica"
 
 
 class StandIn:
-    """A simulated model; one worker answers steps. Behaviours: ``METHOD=raise``, ``METHOD=hang``, ``METHOD=config``, ``METHOD=kill``."""
+    """A simulated model; one worker answers steps. A behaviour is a method and ``=raise``, ``=hang``, ``=config`` or ``=kill``."""
 
     def __init__(self, start: WorkerStart, behaviour: str) -> None:
         self.record: dict[str, str] = {}
