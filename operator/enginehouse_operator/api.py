@@ -146,7 +146,7 @@ class EngineCopy(Part, frozen=True, kw_only=True):
 
     model: Model | None = None
     """Absent only with executor Simulated."""
-    executor: Executor = "InProcess"
+    executor: Executor = "Multiprocess"
     parallelism: Parallelism = Parallelism()
     api_servers: int = 1
     image: str | None = None

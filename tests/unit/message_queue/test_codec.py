@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from enginehouse_engine.executor import messages
 from enginehouse_engine.executor.contract import (
     SamplingInput,
     ScoringInput,
@@ -22,6 +23,7 @@ from enginehouse_engine.executor.contract import (
     StepOutput,
     WorkerProfile,
 )
+from enginehouse_engine.executor.messages import Failed, FromWorker, Profiled, Returned, Step, Stepped, ToWorker
 from enginehouse_engine.message_queue import MessageCodec, Reader
 from enginehouse_engine.message_queue.errors import QueueCorrupt
 from enginehouse_engine.message_queue.local_reader import LocalReader
@@ -72,26 +74,22 @@ STEP = StepInput(
     sampling=SAMPLING,
     scoring=ScoringInput(rows=np.arange(3, dtype=np.int32), followers=np.arange(3, dtype=np.int32), alternatives=2),
 )
+PROFILE = WorkerProfile(available_bytes=-1, block_bytes=2, model_max_length=3, vocabulary_size=4, end_token_ids=(5, 6))
+OUTPUT = StepOutput(
+    tokens=np.array([3, 4], np.int32),
+    logprobs=floats(2),
+    top_tokens=np.arange(40, dtype=np.int32).reshape(2, 20),
+    top_logprobs=floats(2, 20),
+    scoring=ScoringOutput(
+        logprobs=floats(300), top_tokens=np.arange(6000, dtype=np.int32).reshape(300, 20), top_logprobs=floats(300, 20)
+    ),
+)
 MESSAGES: list[tuple[Any, Any]] = [
     (StepInput, STEP),
     (StepInput, dataclasses.replace(STEP, sampling=None, scoring=None, block_tables=np.zeros((0, 5), np.int32))),
-    (
-        StepOutput,
-        StepOutput(
-            tokens=np.array([3, 4], np.int32),
-            logprobs=floats(2),
-            top_tokens=np.arange(40, dtype=np.int32).reshape(2, 20),
-            top_logprobs=floats(2, 20),
-            scoring=ScoringOutput(
-                logprobs=floats(300), top_tokens=np.arange(6000, dtype=np.int32).reshape(300, 20), top_logprobs=floats(300, 20)
-            ),
-        ),
-    ),
+    (StepOutput, OUTPUT),
     (StepOutput, StepOutput(tokens=np.zeros(0, np.int32))),
-    (
-        WorkerProfile,
-        WorkerProfile(available_bytes=-1, block_bytes=2, model_max_length=3, vocabulary_size=4, end_token_ids=(5, 6)),
-    ),
+    (WorkerProfile, PROFILE),
     (
         Outputs,
         Outputs(
@@ -105,6 +103,12 @@ MESSAGES: list[tuple[Any, Any]] = [
             )
         ),
     ),
+    (ToWorker, Step(STEP)),
+    (ToWorker, messages.Call("initialize_kv_cache", (7, floats(3), "text"))),
+    (FromWorker, Stepped(OUTPUT)),
+    (FromWorker, Profiled(PROFILE)),
+    (FromWorker, Returned({"arrays": [floats(2, 3)]})),
+    (FromWorker, Failed("Exception", "Traceback ...")),
     (Call, Call("prompt_logprobs", ({"r": floats(300, 21)}, [floats(2).T, floats(4, 4)[::2, ::-1]], "text", b"bytes", None))),
 ]
 

@@ -31,7 +31,7 @@ def spec(**changes: Any) -> dict[str, Any]:
         ({"model": {"uri": "file:///m", "cache": {"claimName": "c"}}}, reasons.INVALID_SPEC, "spec.model.cache"),
         ({"executor": "Threads"}, reasons.INVALID_SPEC, "spec.executor"),
         ({"executor": "Ray"}, reasons.EXECUTOR_NOT_AVAILABLE, "spec.executor"),
-        ({"parallelism": {"tensor": 2}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
+        ({"executor": "InProcess", "parallelism": {"tensor": 2}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         ({"parallelism": {"data": 0}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         (
             {"executor": "Simulated", "parallelism": {"data": 3, "workersPerMember": 2}},
@@ -69,7 +69,7 @@ def test_a_good_spec_is_read(changes: dict[str, Any]) -> None:
 
 
 DEFAULTS = {
-    "executor": "InProcess",
+    "executor": "Multiprocess",
     "parallelism": {"data": 1, "tensor": 1, "pipeline": 1},
     "apiServers": 1,
     "memory": {"utilizationPercent": 90},
