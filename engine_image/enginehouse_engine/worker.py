@@ -192,8 +192,8 @@ def device_of(rank: int, position: Position) -> torch.device:
     number = rank * position.workers + position.index
     if number >= count:
         raise ConfigError(
-            f"worker {position.index} of rank {rank} needs an accelerator of its own, the {number + 1}th, but this container has "
-            f"{count}: lower parallelism.data, tensor or pipeline"
+            f"worker {position.index} of rank {rank} needs an accelerator of its own, number {number} from 0, this container "
+            f"has {count}: lower parallelism.data, tensor or pipeline"
         )
     return torch.device("cuda", number)
 
