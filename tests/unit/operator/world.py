@@ -143,14 +143,16 @@ class World:
         """One rank dies while the others go on; with ``Restarting`` as its next incarnation."""
         record = Failure(class_=class_, signal=9, role="engine-core", rank=rank, incarnation=1, pid=17, detected_time=self.now)
         incarnation = 2 if state == "Restarting" else 1
+        leader = names.member_name(replica, replica_uid=self.replicas[replica].uid, ordinal=0)
 
         def changed(row: Row) -> Row:
             ranks = tuple(
                 msgspec.structs.replace(part, state=state, incarnation=incarnation) if part.rank == rank else part
                 for part in row.ranks
             )
-            leads = row.name == self.replicas[replica].members[0].name
-            return msgspec.structs.replace(row, ranks=ranks, failures=(*row.failures, record) if leads else row.failures)
+            return msgspec.structs.replace(
+                row, ranks=ranks, failures=(*row.failures, record) if row.name == leader else row.failures
+            )
 
         self.change(self.replicas[replica], rows=tuple(changed(row) for row in self.replicas[replica].rows))
 
