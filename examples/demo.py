@@ -100,7 +100,7 @@ class Demo:
         print(f"   known {time.monotonic() - began:.1f} s after the kill; the other replica goes on serving:")
         self.show("get", "ie,ier")
         self.wait("Ready")
-        print(f"   Ready again {time.monotonic() - began:.1f} s after the kill, by a successor of the dead replica:")
+        print(f"   Ready again {time.monotonic() - began:.1f} s after the kill, the rank started again in the same pod:")
         self.show("get", "ie,ier")
         self.show("get", "ie/smollm2", "-o", "jsonpath={.status.lastFailure}")
         self.show("events", "--for", "inferenceengine/smollm2")

@@ -1,10 +1,16 @@
-"""Rules for every test: in CI only tests that need a GPU may skip, so that a missing part never looks like a passing one."""
+"""Rules for every test: in CI only tests that need a GPU may skip, so that a missing part never looks like a passing one; and no
+example of a property has a time limit of its own."""
 
 from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+# How long an example takes is for benchmarks to say; a busy machine is no failure.
+hypothesis.settings.register_profile("enginehouse", deadline=None)
+hypothesis.settings.load_profile("enginehouse")
 
 _skipped: list[str] = []
 

@@ -6,6 +6,7 @@ wait has a deadline. The engine's own executor (``executor/multiprocess.py``) is
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import traceback
 from collections.abc import Sequence
@@ -53,8 +54,9 @@ class WorkerProcesses:
             receive(pipe)
         return ParallelRank(pipes)
 
-    def pid(self, index: int) -> int:
-        return int(self._processes[index].pid or 0)
+    def kill(self, index: int) -> None:
+        self._processes[index].kill()
+        self._processes[index].join(PATIENCE_SECONDS)
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -74,7 +76,9 @@ class ParallelRank(Executor):
 
     def collective_rpc(self, method: str, *arguments: Any) -> list[Any]:
         for pipe in self._pipes:
-            pipe.send(("call", method, arguments))
+            # A worker that is gone is heard of from the others.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(("call", method, arguments))
         return [receive(pipe) for pipe in self._pipes]
 
     def determine_available_memory(self) -> list[WorkerProfile]:

@@ -46,7 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Absent = fit to memory."""
     min_context_length: int = 1
     memory_budget_bytes: int
-    """What one rank may use in all: weights, activations and KV cache (bytes)."""
+    """What one worker may use in all: weights, activations and KV cache (bytes)."""
     memory_utilization_percent: int = 90
     """Share of a device's memory; already part of ``memory_budget_bytes``, which holds for the CPU."""
     block_size: int = 16

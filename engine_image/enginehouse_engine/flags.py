@@ -151,8 +151,8 @@ def _add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--executor",
         choices=EXECUTORS,
-        default="InProcess",
-        help="InProcess: one accelerator or the CPU; Multiprocess: several on this machine;"
+        default="Multiprocess",
+        help="Multiprocess: a process for each accelerator of a rank, or for the CPU; InProcess: one, in the engine core itself;"
         " Simulated: no model, made-up tokens, for drills and tests",
     )
     group.add_argument(

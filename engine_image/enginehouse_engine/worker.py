@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from enginehouse_engine.config import ConfigError, EngineConfig
-from enginehouse_engine.core.context_fit import kv_block_bytes
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
 from enginehouse_engine.cores import usable_cores
 from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, StepInput, StepOutput, WorkerProfile
@@ -41,6 +40,9 @@ class Worker:
         self._config = config
         self._parallel = parallel
         self._device = device_of(rank, parallel.position)
+        if self._device.type == "cuda":
+            # Libraries that are not told a device take the current one, and memory on it.
+            torch.cuda.set_device(self._device)
         # What interpreter and libraries take is not part of the budget: the launcher has set it aside.
         self._resident_before = _resident_bytes("VmRSS") if self._device.type == "cpu" else 0
         threads = max(1, usable_cores() // (config.parallel.data * parallel.position.workers))
@@ -51,17 +53,21 @@ class Worker:
             self._decoder = Decoder(
                 open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads, parallel=parallel
             )
-        self.model = self._decoder.config
-        self._block_bytes = kv_block_bytes(
-            layers=self.model.layers,
-            kv_heads=self.model.kv_heads,
-            head_dim=self.model.head_dim,
-            block_size=config.block_size,
-            element_bytes=self._dtype.itemsize,
-        )
+        share = self._decoder.share
+        self.model = share.model
+        self._block_bytes = share.kv_block_bytes(block_size=config.block_size, element_bytes=self._dtype.itemsize)
         self._longest_context: int | None = None
         self._attention: PagedAttention | None = None
-        logger.info("model %s in %s on %s, %d threads", self.model.architecture, self._dtype, self._device, threads)
+        logger.info(
+            "model %s in %s on %s, layers %d to %d, %d heads of each, %d threads",
+            self.model.architecture,
+            self._dtype,
+            self._device,
+            share.layers.start,
+            share.layers.stop - 1,
+            len(share.heads),
+            threads,
+        )
 
     def profile(self) -> WorkerProfile:
         """Run the largest steps there can be and measure their peak; the cache they used is gone again afterwards."""

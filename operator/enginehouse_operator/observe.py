@@ -152,7 +152,7 @@ def _ordinals(replica: str, replica_uid: str, copy: EngineCopy | None) -> dict[s
 
 
 def engine(raw: Raw) -> Engine:
-    """Read the metadata; the spec is ``api.parse_engine``'s."""
+    """Read the metadata; the spec is ``spec_rules.parse_engine``'s."""
     metadata = raw["metadata"]
     resume_after, bad = _resume_after(metadata.get("annotations") or {})
     return Engine(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
-from . import api, observe, reasons
+from . import api, observe, reasons, spec_rules
 from .act import Actor, engine_owner, replica_owner
 from .conditions import cut
 from .events import WARNING, Events
@@ -129,7 +129,7 @@ class Reconciler:
 
 def _spec(world: World) -> tuple[api.EngineSpec | None, list[Problem]]:
     try:
-        return api.parse_engine(world.engine["spec"]), []
+        return spec_rules.parse_engine(world.engine["spec"]), []
     except api.InvalidSpec as error:
         return None, [Problem(reason=error.reason, message=cut(str(error)), wants_person=True)]
 

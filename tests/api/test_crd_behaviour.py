@@ -92,7 +92,7 @@ def test_the_smallest_engine_is_filled_with_the_documented_defaults(kubectl: Kub
         "model": {"uri": "pvc://smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "replicas": 1,
         "suspend": False,
-        "executor": "InProcess",
+        "executor": "Multiprocess",
         "parallelism": {"data": 1, "tensor": 1, "pipeline": 1},
         "apiServers": 1,
         "memory": {"utilizationPercent": 90},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from enginehouse_engine import flags as engine_flags
 from enginehouse_engine.launcher import termination
 from enginehouse_engine.launcher.process import Process
-from enginehouse_engine.message_queue.shared_memory_size import rank_shared_memory_bytes
+from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
 from enginehouse_operator import api, failures, names, pod_state
 from enginehouse_operator.monitor import __main__ as monitor
 from enginehouse_operator.wanted import shared_memory

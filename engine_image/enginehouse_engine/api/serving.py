@@ -171,9 +171,12 @@ class _Serving:
     def _learn(self, message: dict[str, Any]) -> None:
         try:
             states = msgspec.convert(message.get("ranks"), list[RankState])
+            lowest = msgspec.convert(message.get("maxContextLength"), int | None)
         except msgspec.ValidationError as error:
             logger.error("ranks are [{rank, incarnation, state}], found %s: %s", message, error)
             return
+        if lowest is not None:
+            self._front_end.ranks.lower_limit(lowest)
         self._front_end.told(states)
         self._say_ready()
 

@@ -20,7 +20,7 @@ from enginehouse_engine.executor.messages import Call, Failed, FromWorker, Profi
 from enginehouse_engine.executor.rendezvous import WORKER, Peer, Rendezvous, peer, queue_record
 from enginehouse_engine.executor.serving import CORE_READER, reader_name
 from enginehouse_engine.message_queue import MessageCodec, Reader, Writer, open_local_reader
-from enginehouse_engine.message_queue.errors import QueueError, ReadersMissing
+from enginehouse_engine.message_queue.errors import QueueError
 
 STEP_SECONDS: Final = 600.0
 """For a step or another call of a rank that serves: no sound one takes as long. Twice what workers wait for each other in a
@@ -42,6 +42,7 @@ class MultiprocessExecutor(Executor):
         self._encoder: MessageCodec[ToWorker] = MessageCodec(ToWorker)
         self._decoder: MessageCodec[FromWorker] = MessageCodec(FromWorker)
         self._calls = itertools.count(1)
+        self._starting = True
         self._failure: ExecutorFailure | None = None
         self._closed = False
         self._epoll = select.epoll()
@@ -68,6 +69,7 @@ class MultiprocessExecutor(Executor):
 
     def initialize_kv_cache(self, total_blocks: int) -> None:
         self._call("initialize_kv_cache", total_blocks, deadline_seconds=self._startup_seconds())
+        self._starting = False
 
     def execute_model(self, step: StepInput) -> StepOutput:
         number = self._send(Step(step), deadline_seconds=STEP_SECONDS)
@@ -109,10 +111,8 @@ class MultiprocessExecutor(Executor):
                 self._readers.append(reader)
                 self._epoll.register(reader.fileno(), select.EPOLLIN)
             self._writer.wait_until_ready(deadline_seconds=self._startup_seconds())
-        except ReadersMissing as error:
-            raise ExecutorFailure(f"rank {self._rank}: {error}", failure_class="StartupTimeout") from error
         except QueueError as error:
-            raise ExecutorFailure(f"rank {self._rank} does not come together: {error}") from error
+            raise self._failed(str(error), late=self._startup_seconds() == 0) from error
 
     def _call(self, method: str, *arguments: Any, deadline_seconds: float) -> list[Any]:
         """What every worker returned, in the order of the workers."""
@@ -139,7 +139,7 @@ class MultiprocessExecutor(Executor):
             left = deadline - time.monotonic()
             if left <= 0:
                 missing = ", ".join(reader_name(index) for index in wanted if index not in answers)
-                raise self._failed(f"no answer to {what} in {deadline_seconds:.0f} s from {missing}")
+                raise self._failed(f"no answer to {what} in {deadline_seconds:.3g} s from {missing}", late=self._starting)
             self._epoll.poll(left)
             answers |= self._look(number, wanted)
         return answers
@@ -168,8 +168,9 @@ class MultiprocessExecutor(Executor):
             raise self._failed("\n".join(gone), failure_class=told[0].kind if told else "Exception")
         return answers
 
-    def _failed(self, what: str, *, failure_class: str = "Exception") -> ExecutorFailure:
-        self._failure = ExecutorFailure(f"rank {self._rank}: {what}", failure_class=failure_class)
+    def _failed(self, what: str, *, failure_class: str = "Exception", late: bool = False) -> ExecutorFailure:
+        """``late``: nothing but the start-up's deadline was missed."""
+        self._failure = ExecutorFailure(f"rank {self._rank}: {what}", failure_class="StartupTimeout" if late else failure_class)
         return self._failure
 
     def _check_usable(self) -> None:

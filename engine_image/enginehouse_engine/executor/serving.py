@@ -16,7 +16,7 @@ from enginehouse_engine.executor.contract import StepInput, StepOutput, WorkerPr
 from enginehouse_engine.executor.messages import Call, Failed, FromWorker, Step, ToWorker, answer
 from enginehouse_engine.message_queue import MessageCodec, QueueAddress, Reader, Writer, open_local_reader
 from enginehouse_engine.message_queue.errors import NothingReceived, QueueClosed, QueueError, WriterGone
-from enginehouse_engine.message_queue.shared_memory_size import RESPONSE_RING_BYTES
+from enginehouse_engine.shared_memory_size import RESPONSE_RING_BYTES
 
 CORE_READER: Final = "engine core"
 """The only reader of a worker's queue."""

@@ -14,6 +14,11 @@ from enginehouse_engine.launcher import cgroup, memory_budget
 logger = logging.getLogger("enginehouse.launcher")
 
 
+def workers_per_rank(options: Options) -> int:
+    """Worker processes beside each engine core; 0 = the core runs the model itself."""
+    return options.parallel.tensor * options.parallel.pipeline if options.executor == "Multiprocess" else 0
+
+
 def engine_config(options: Options, model_path: str) -> EngineConfig:
     """What every process is told. Raises ConfigError when the memory is too small."""
     if options.members > 1:
@@ -24,14 +29,22 @@ def engine_config(options: Options, model_path: str) -> EngineConfig:
     limit, source = (
         (options.memory_limit_bytes, "--memory-limit-bytes") if options.memory_limit_bytes else cgroup.usable_memory_bytes()
     )
-    budget = memory_budget.budget_per_rank_bytes(
+    workers = workers_per_rank(options)
+    budget = memory_budget.budget_per_worker_bytes(
         limit,
         utilization_percent=options.memory_utilization_percent,
         ranks=options.parallel.data,
+        workers=workers,
         api_servers=options.api_servers,
-        rank_process_bytes=memory_budget.rank_process_bytes(options.executor),
+        rank_process_bytes=memory_budget.rank_process_bytes(options.executor, workers=workers),
     )
-    logger.info("%d MiB for each rank: %d %% of %s", budget // memory_budget.MIB, options.memory_utilization_percent, source)
+    logger.info(
+        "%d MiB for each %s: %d %% of %s",
+        budget // memory_budget.MIB,
+        "worker" if workers else "rank",
+        options.memory_utilization_percent,
+        source,
+    )
     return EngineConfig(
         replica_uid=options.replica_uid,
         model_path=model_path,

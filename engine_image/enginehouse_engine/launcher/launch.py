@@ -26,7 +26,7 @@ from enginehouse_engine.launcher import cgroup, children, command_lines, http_li
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
 from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
 from enginehouse_engine.launcher.control import ControlServer
-from enginehouse_engine.launcher.engine_config import engine_config
+from enginehouse_engine.launcher.engine_config import engine_config, workers_per_rank
 from enginehouse_engine.launcher.event_loop import EventLoop
 from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
 from enginehouse_engine.launcher.monitor_link import MonitorLink
@@ -65,11 +65,6 @@ def make_run_directory() -> Path:
     """A fresh folder, open to this user alone, for sockets and configuration. The path of a UNIX socket has at most 107 bytes."""
     usual = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="enginehouse-", dir=usual if len(os.fsencode(usual)) <= _LONGEST_PARENT_BYTES else "/tmp"))
-
-
-def workers_per_rank(options: Options) -> int:
-    """Worker processes beside each engine core; 0 = the core runs the model itself."""
-    return options.parallel.tensor * options.parallel.pipeline if options.executor == "Multiprocess" else 0
 
 
 def end(cause: Cause | None) -> int:

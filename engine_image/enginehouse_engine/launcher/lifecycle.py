@@ -66,6 +66,8 @@ class Lifecycle:
     _fallen: list[Unit] = field(default_factory=list)
     """Those whose death was not made good, in the order of their deaths."""
     _all_killed: bool = False
+    _lowest: int | None = None
+    """Context length (tokens) that an API server ever accepted; one that comes later must not accept more."""
 
     def __post_init__(self) -> None:
         self._deadline = self.now + self.startup_timeout_seconds
@@ -140,8 +142,9 @@ class Lifecycle:
                 seen.endpoint = endpoint
             case messages.Published(record=record):
                 seen.record = record
-            case messages.Ready():
+            case messages.Ready(max_context_length=length):
                 seen.ready = message
+                self._lowest = min(length, self._lowest or length)
                 self._check_ready()
             case messages.Drained():
                 seen.drained = True
@@ -251,7 +254,8 @@ class Lifecycle:
         """Everything that somebody should know and was not told yet."""
         all_bound = all(any(seen.endpoint for seen in server.seen.values()) for server in self._servers())
         with_addresses = all_bound if self.phase is Phase.STARTING else self.phase in (Phase.SERVING, Phase.DRAINING)
-        return publications.untold(self.units, replica_uid=self.replica_uid, state=self.state(), with_addresses=with_addresses)
+        ranks = publications.ranks(self.state(), max_context_length=self._lowest)
+        return publications.untold(self.units, replica_uid=self.replica_uid, ranks=ranks, with_addresses=with_addresses)
 
     def _check_ready(self) -> None:
         if self.phase is Phase.STARTING and not readiness.missing(self.units):

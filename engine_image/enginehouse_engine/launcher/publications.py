@@ -39,9 +39,11 @@ def peers(rank: Unit, *, replica_uid: str) -> Message | None:
     return {"type": "peers", **identity, "records": records}
 
 
-def ranks(state: Message) -> Message:
-    """For API servers: who serves, and as which incarnation."""
-    return {"type": "ranks", "ranks": [{key: rank[key] for key in ("rank", "incarnation", "state")} for rank in state["ranks"]]}
+def ranks(state: Message, *, max_context_length: int | None) -> Message:
+    """For API servers: who serves, and as which incarnation; and the context length that none of them may exceed."""
+    rows = [{key: rank[key] for key in ("rank", "incarnation", "state")} for rank in state["ranks"]]
+    limit = {} if max_context_length is None else {"maxContextLength": max_context_length}
+    return {"type": "ranks", "ranks": rows, **limit}
 
 
 def state(member: str, ranks: Iterable[tuple[Unit, str]], *, servers: Iterable[Unit]) -> Message:
@@ -64,14 +66,14 @@ def exited(death: Cause, process: Process, *, planned: bool) -> Message:
     return {"type": "exited", **fields, "index": process.index, "planned": planned}
 
 
-def untold(units: Iterable[Unit], *, replica_uid: str, state: Message, with_addresses: bool) -> list[Action]:
+def untold(units: Iterable[Unit], *, replica_uid: str, ranks: Message, with_addresses: bool) -> list[Action]:
     """Whatever a process that listens should know and was not told yet; from now on it is told."""
     units = list(units)
     reachable = addresses((unit for unit in units if unit.is_api_server), replica_uid=replica_uid)
     actions: list[Action] = []
     for unit in units:
         for process, seen in unit.seen.items():
-            known: list[Message | None] = [ranks(state) if unit.is_api_server else peers(unit, replica_uid=replica_uid)]
+            known: list[Message | None] = [ranks if unit.is_api_server else peers(unit, replica_uid=replica_uid)]
             if process.role == ENGINE_CORE and with_addresses:
                 known.append(reachable)
             for message in known:

@@ -9,8 +9,8 @@ from enginehouse_engine.message_queue.codec import MessageCodec
 from enginehouse_engine.message_queue.local_reader import LocalReader, open_local_reader
 from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.remote_reader import RemoteReader, open_remote_reader
-from enginehouse_engine.message_queue.shared_memory_size import rank_shared_memory_bytes, shared_memory_bytes
 from enginehouse_engine.message_queue.writer import Writer
+from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes, shared_memory_bytes
 
 __all__ = [
     "LocalReader",

@@ -28,8 +28,8 @@ from enginehouse_engine.message_queue.memory_order import Fence
 from enginehouse_engine.message_queue.payload import IncomingPayload
 from enginehouse_engine.message_queue.received import Reader, Received
 from enginehouse_engine.message_queue.shared_memory import map_shared
-from enginehouse_engine.message_queue.shared_memory_size import GRANULE_BYTES
 from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
+from enginehouse_engine.shared_memory_size import GRANULE_BYTES
 
 
 def open_local_reader(address: QueueAddress, *, reader: str, generation: int, deadline_seconds: float) -> LocalReader:

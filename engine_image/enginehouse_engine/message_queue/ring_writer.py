@@ -15,8 +15,8 @@ from enginehouse_engine.message_queue.memory_order import Fence
 from enginehouse_engine.message_queue.payload import OutgoingPayload
 from enginehouse_engine.message_queue.ring_layout import MessageHeader
 from enginehouse_engine.message_queue.shared_memory import allocate, map_shared, reopen_read_only
-from enginehouse_engine.message_queue.shared_memory_size import GRANULE_BYTES, round_up_to_granule
 from enginehouse_engine.message_queue.waiting import Signal
+from enginehouse_engine.shared_memory_size import GRANULE_BYTES, round_up_to_granule
 
 
 class ImpossibleAcknowledgement(QueueCorrupt):

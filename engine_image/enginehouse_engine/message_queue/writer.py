@@ -27,8 +27,8 @@ from enginehouse_engine.message_queue.remote_connections import RemoteConnection
 from enginehouse_engine.message_queue.ring_layout import MessageHeader, record_bytes
 from enginehouse_engine.message_queue.ring_writer import ImpossibleAcknowledgement, RingWriter
 from enginehouse_engine.message_queue.shared_memory import SHARED_MEMORY_FOLDER
-from enginehouse_engine.message_queue.shared_memory_size import REQUEST_RING_BYTES
 from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
+from enginehouse_engine.shared_memory_size import REQUEST_RING_BYTES
 
 KEY_BYTES: Final = 16
 

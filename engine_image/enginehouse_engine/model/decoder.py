@@ -35,18 +35,17 @@ class Decoder:
 
         Raises ConfigError when a weight is missing or has another shape, or the model cannot be split so.
         """
-        share = share_of(source.config, parallel.position)
-        self.config = share.model
+        self.share = share_of(source.config, parallel.position)
+        self.config = self.share.model
         self._parallel = parallel
         self._dtype = dtype
         self._device = device
-        reader = ShareReader(source, share, dtype, device)
+        reader = ShareReader(source, self.share, dtype, device)
         with ThreadPoolExecutor(threads) as pool:
             # The largest tensors first, so that no thread is left with them alone at the end.
             ends = pool.submit(read_ends, reader, parallel)
-            self._layers = list(pool.map(lambda index: _Layer(reader, index, parallel), share.layers))
+            self._layers = list(pool.map(lambda index: _Layer(reader, index, parallel), self.share.layers))
             self._embedding, self._head = ends.result()
-        self._norm = reader.vector("model.norm.weight", self.config.hidden_size)
         self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(device)
 
     def forward(
@@ -74,8 +73,7 @@ class Decoder:
         if self._head is None:
             self._parallel.send(hidden)
             return None
-        last = functional.rms_norm(hidden[last_rows], (self.config.hidden_size,), self._norm, self.config.norm_epsilon)
-        return self._head(last)
+        return self._head(hidden[last_rows])
 
 
 class _Layer:

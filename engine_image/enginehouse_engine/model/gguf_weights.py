@@ -113,6 +113,8 @@ class GgufWeights:
         tensor = self._tensors[stored]
         block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
         raw = self._data[tensor.start : tensor.end].reshape(*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
+        if raw.ndim == 1:
+            rows, columns = None, rows
         if rows is not None:
             raw = raw[rows.start : rows.stop]
         if columns is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from enginehouse_engine.config import ConfigError
+from enginehouse_engine.core.context_fit import kv_block_bytes
 from enginehouse_engine.model.model_config import ModelConfig
 
 
@@ -64,6 +65,16 @@ class Share:
     intermediate: range
     vocabulary: range
     """Rows of embedding and head. The last positions' may end beyond the vocabulary: all are equally long."""
+
+    def kv_block_bytes(self, *, block_size: int, element_bytes: int) -> int:
+        """Of one KV block of this position: its own layers and key heads."""
+        return kv_block_bytes(
+            layers=self.model.layers,
+            kv_heads=self.model.kv_heads,
+            head_dim=self.model.head_dim,
+            block_size=block_size,
+            element_bytes=element_bytes,
+        )
 
 
 def share_of(model: ModelConfig, position: Position) -> Share:

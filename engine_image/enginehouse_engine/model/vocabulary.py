@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from enginehouse_engine.model.linear import Linear
+from enginehouse_engine.model.model_config import ModelConfig
 from enginehouse_engine.model.parallel import Parallel
 from enginehouse_engine.model.share_reader import ShareReader
 
@@ -33,16 +34,18 @@ class Embedding:
 
 
 class Head:
-    """From normalized hidden states (N, hidden size) to float32 logits (N, vocabulary), in the first position; None in others."""
+    """From the last layer's hidden states (N, hidden size) to float32 logits (N, vocabulary): first position; None in others."""
 
-    def __init__(self, linear: Linear, *, vocabulary_size: int, parallel: Parallel) -> None:
+    def __init__(self, norm: torch.Tensor, linear: Linear, *, model: ModelConfig, parallel: Parallel) -> None:
+        self._norm = norm
         self._linear = linear
-        self._vocabulary_size = vocabulary_size
+        self._model = model
         self._parallel = parallel
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        logits = self._parallel.gather(self._linear(hidden))
-        return None if logits is None else logits[:, : self._vocabulary_size].to(torch.float32)
+        normed = functional.rms_norm(hidden, (self._model.hidden_size,), self._norm, self._model.norm_epsilon)
+        logits = self._parallel.gather(self._linear(normed))
+        return None if logits is None else logits[:, : self._model.vocabulary_size].to(torch.float32)
 
 
 def read_ends(reader: ShareReader, parallel: Parallel) -> tuple[Embedding | None, Head | None]:
@@ -59,5 +62,6 @@ def read_ends(reader: ShareReader, parallel: Parallel) -> tuple[Embedding | None
             linear = Linear(weight)
         else:
             linear = reader.by_rows([("lm_head", model.vocabulary_size, rows)], model.hidden_size)
-        head = Head(linear, vocabulary_size=model.vocabulary_size, parallel=parallel)
+        norm = reader.vector("model.norm.weight", model.hidden_size)
+        head = Head(norm, linear, model=model, parallel=parallel)
     return embedding, head

@@ -83,7 +83,10 @@ class FolderWeights:
         part: list[slice] = [slice(None) if rows is None else slice(rows.start, rows.stop)]
         if columns is not None:
             part.append(slice(columns.start, columns.stop))
-        tensor: torch.Tensor = stored[tuple(part)]
+        try:
+            tensor: torch.Tensor = stored[tuple(part)]
+        except SafetensorError as error:
+            raise ConfigError(f"tensor {name} of {self._folder} cannot be read: {error}: use the model in another type") from error
         return tensor
 
     def _slice(self, name: str) -> Any:

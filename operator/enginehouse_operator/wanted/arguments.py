@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from enginehouse_operator import names
-from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, Model, model_source
+from enginehouse_operator.api import EngineCopy, Model
+from enginehouse_operator.spec_rules import ClaimModel, HubModel, model_source
 
 from .metadata import Owner
 

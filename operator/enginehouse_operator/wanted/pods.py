@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from enginehouse_operator import names
-from enginehouse_operator.api import ClaimModel, EngineCopy, HubModel, KeyRef, model_source, revision
+from enginehouse_operator.api import EngineCopy, KeyRef, revision
+from enginehouse_operator.spec_rules import ClaimModel, HubModel, model_source
 
 from .arguments import API_KEY_DIR, CACHE_DIR, MODEL_DIR, SOCKET_DIR, arguments, holds_api_key
 from .metadata import Owner, metadata

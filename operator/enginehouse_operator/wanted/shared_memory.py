@@ -1,7 +1,7 @@
 """How large a member's /dev/shm has to be: the engine's formula for its message queues, repeated here.
 
 Invariant: what the engine allocates fits. Operator and engine never import each other; a contract test compares the two
-formulas (`message_queue/shared_memory_size.py`). The size is a ceiling: only pages that are used count, against the container's
+formulas (`enginehouse_engine/shared_memory_size.py`). The size is a ceiling: only pages that are used count, against the container's
 memory limit, and the launcher leaves them room. Does not know volumes (``pods.py``).
 
     queue(readers, ring) = 64 KiB + ring + readers * 64 KiB

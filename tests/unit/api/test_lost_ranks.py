@@ -10,6 +10,7 @@ from enginehouse_engine.protocol import Outputs, StepStats, encode
 from .conftest import (
     ANSWER,
     ASK,
+    LIMIT,
     ApiServer,
     engine_config,
     eventually,
@@ -78,6 +79,15 @@ def test_a_server_that_comes_late_waits_for_the_ranks_that_serve_and_no_others(f
     _tell(fresh, (1, "Dead"), (1, "Serving"))
     assert [rank["rank"] for rank in fresh.launcher.wait_for("ready")["ranks"]] == [1]
     assert post(fresh).status_code == 200
+
+
+def test_a_server_that_comes_late_accepts_no_more_than_the_others(fresh: ApiServer) -> None:
+    fresh.core(), fresh.core(rank=1)
+    assert fresh.launcher.wait_for("ready")["maxContextLength"] == LIMIT
+    fresh.launcher.send(type="ranks", ranks=[], maxContextLength=LIMIT - 1)
+    assert fresh.launcher.wait_for("ready")["maxContextLength"] == LIMIT - 1
+    assert post(fresh, {**ASK, "max_tokens": LIMIT - 1}).status_code == 400
+    assert post(fresh, {**ASK, "max_tokens": LIMIT - 2}).status_code == 200
 
 
 def test_a_word_that_is_none_changes_nothing(fresh: ApiServer) -> None:

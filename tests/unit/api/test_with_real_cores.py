@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +15,9 @@ import openai
 import pytest
 
 from enginehouse_engine.executor.simulated import simulated_answer
+from running_engine import LIMIT, Engine, end, start
 
-from .conftest import DEADLINE_SECONDS, SOURCES, eventually
-
-LIMIT = 512
-
-
-@dataclass
-class Engine:
-    """A running engine; ``log`` holds what its processes said."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def figures(self) -> dict[str, float]:
-        """Unlabelled samples of a scrape."""
-        text = httpx.get(f"{self.url}/metrics").text
-        return {name: float(value) for name, value in re.findall(r"^([a-z_:]+) (\S+)$", text, re.MULTILINE)}
-
-    def idle(self) -> bool:
-        figures = self.figures()
-        return figures["enginehouse_requests_running"] == figures["enginehouse_requests_waiting"] == 0
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_SECONDS)
-
-
-def start(folder: Path, *flags: str) -> Engine:
-    """Wait until it says that it is ready, and where."""
-    log = folder / "log"
-    command = [sys.executable, "-m", "enginehouse_engine", "--executor", "Simulated", "--model", "", "--served-model-name", "sim"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", "0", "--max-context-length", str(LIMIT), "--memory-limit-bytes", str(1 << 30), *flags],
-            env={**os.environ, "PYTHONPATH": str(SOURCES)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (found := re.search(r"^ready: (http://\S+),", log.read_text(), re.MULTILINE)):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-    return Engine(process, found[1], log)
-
-
-def end(engine: Engine) -> None:
-    """However the test went, nothing stays."""
-    if engine.process.poll() is None:
-        engine.process.send_signal(signal.SIGTERM)
-    try:
-        engine.process.wait(DEADLINE_SECONDS)
-    finally:
-        engine.process.kill()
+from .conftest import DEADLINE_SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +115,7 @@ def test_sigterm_lets_a_stream_finish(alone: Engine) -> None:
 
 
 def test_the_death_of_a_core_fails_its_requests_so_that_they_can_be_sent_again(alone: Engine) -> None:
-    found = re.search(r"started engine core of rank 0, pid (\d+)", alone.log.read_text())
-    assert found
-    core = int(found[1])
+    core = alone.pid("engine core of rank 0")
     os.kill(core, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         body = {"model": "sim", "prompt": "abc", "stream": True}

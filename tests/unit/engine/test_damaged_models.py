@@ -157,6 +157,26 @@ def test_a_damaged_safetensors_file_is_loaded_or_refused(
     load_or_refuse(tmp_path)
 
 
+def test_a_type_that_torch_does_not_have_is_refused(small_models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(small_models["qwen2"], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header["model.norm.weight"]["dtype"] = "F6_E2M3"
+    saved_bytes = 64 * 4 - 64 * 6 // 8
+    start = header["model.norm.weight"]["data_offsets"][0]
+    for field in header.values():
+        if "data_offsets" in field:
+            first, last = field["data_offsets"]
+            field["data_offsets"] = [first - saved_bytes * (first > start), last - saved_bytes * (last > start)]
+    text = json.dumps(header).encode()
+    path.unlink()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length + saved_bytes :])
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight of .* cannot be read: Dtype not understood"):
+        load(tmp_path)
+
+
 ODD_NUMBERS = st.sampled_from(
     [-1, 0, 1, 2, 3, 7, 1 << 31, 1 << 40, 10**30, 10**400, 0.0, 0.5, -1.5, 1e308, float("inf"), float("nan")]
 )

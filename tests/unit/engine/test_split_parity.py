@@ -15,7 +15,7 @@ import pytest
 
 from enginehouse_engine.config import EngineConfig, ParallelConfig
 from enginehouse_engine.core.engine_core import EngineCore
-from enginehouse_engine.executor.contract import Executor
+from enginehouse_engine.executor.contract import Executor, ExecutorFailure
 from enginehouse_engine.executor.in_process import InProcessExecutor
 from enginehouse_engine.protocol import RequestOutput, Sampling, Submit, pack_tokens
 from worker_processes import WorkerProcesses
@@ -57,7 +57,9 @@ Said = tuple[list[list[int]], np.typing.NDArray[np.float64], list[int]]
 
 def say(engine: EngineCore, prompts: list[list[int]], **sampling: Any) -> Said:
     """Tokens; log probabilities of the best alternatives in their order; reused tokens of each prompt."""
-    asked = Sampling(max_tokens=ANSWER, ignore_eos=True, logprobs=ALTERNATIVES, **{"temperature": 0, **sampling})
+    asked = Sampling(
+        **{"max_tokens": ANSWER, "temperature": 0, "ignore_eos": True, "logprobs": ALTERNATIVES, **sampling},
+    )
     for index, prompt in enumerate(prompts):
         assert engine.add(Submit(str(index), pack_tokens(prompt), asked), front_end=0) is None
     outputs: list[list[RequestOutput]] = [[] for _ in prompts]
@@ -127,11 +129,33 @@ def test_a_stage_for_each_layer_says_the_same(small_models: dict[str, Path], pro
 
 
 def test_smollm2_says_the_same_in_three_positions(smollm2: Path, processes: WorkerProcesses) -> None:
-    texts = [[1, 504, 3575, 282, 4649, 314], list(range(1000, 1090)), [28] * 17]
-    whole = say(EngineCore(config(smollm2), InProcessExecutor(config(smollm2), rank=0)), texts)
+    texts = [[1, 504, 3575, 282, 4649, 314], list(range(1000, 1090))]
+    whole = say(EngineCore(config(smollm2), InProcessExecutor(config(smollm2), rank=0)), texts, max_tokens=12)
     settings = config(smollm2, tensor=3)
     engine = EngineCore(settings, processes.rank(settings))
-    assert_same([say(engine, texts)], [whole])
-    again = say(engine, texts)
-    assert again[0] == whole[0]
-    assert sum(again[2]) > 0
+    assert_same([say(engine, texts, max_tokens=12)], [whole])
+
+
+def test_a_worker_that_dies_in_a_step_is_noticed_by_the_others_at_once(
+    small_models: dict[str, Path],
+) -> None:
+    processes = WorkerProcesses(2)
+    try:
+        settings = config(small_models["llama"], tensor=2)
+        rank = processes.rank(settings)
+        rank.determine_available_memory()
+        processes.kill(1)
+        with pytest.raises(ExecutorFailure, match="worker 0 lost another worker of its rank during a sum"):
+            rank.collective_rpc("profile")
+    finally:
+        processes.close()
+
+
+def test_each_worker_says_what_its_own_share_needs(small_models: dict[str, Path], processes: WorkerProcesses) -> None:
+    """Three layers of two key heads of 16 in float32, blocks of 16 tokens."""
+    a_layer_of_one_head = 2 * 16 * 16 * 4
+    rank = processes.rank(config(small_models["llama"], tensor=2, pipeline=2))
+    profiles = rank.determine_available_memory()
+    assert [profile.block_bytes for profile in profiles] == [2 * a_layer_of_one_head] * 2 + [a_layer_of_one_head] * 2
+    assert {profile.vocabulary_size for profile in profiles} == {320}
+    assert all(0 < profile.available_bytes < 1 << 30 for profile in profiles)

@@ -102,6 +102,20 @@ def test_a_gguf_file_gives_the_weights_it_was_made_from(
     assert file.config.end_token_ids == (7, 9)
 
 
+@pytest.mark.parametrize("quantization", ["F32", "F16", "Q8_0"])
+def test_a_part_of_a_tensor_is_what_the_whole_has_there(quantization: str, small_models: dict[str, Path], tmp_path: Path) -> None:
+    folder = open_weights(str(small_models["llama"]))
+    file = open_weights(str(write_gguf(small_models["llama"], tmp_path / "m.gguf", gguf.GGMLQuantizationType[quantization])))
+    for source in (folder, file):
+        for name in load_file(small_models["llama"] / "model.safetensors"):
+            whole = source.read(name)
+            assert source.shape(name) == whole.shape
+            assert torch.equal(source.read(name, rows=range(16, 32)), whole[16:32])
+            if whole.dim() == 2:
+                # Neither end is one of a block of 32.
+                assert torch.equal(source.read(name, columns=range(21, 50)), whole[:, 21:50])
+
+
 def test_frequency_divisors_of_a_gguf_file_reach_the_rope(small_models: dict[str, Path], tmp_path: Path) -> None:
     divisors = np.array([1, 1, 2, 4, 8, 8, 8, 8], np.float32)
     path = write_gguf(small_models["llama"], tmp_path / "m.gguf", gguf.GGMLQuantizationType.F32, rope_freqs__weight=divisors)

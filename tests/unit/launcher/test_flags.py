@@ -24,7 +24,7 @@ def test_absent_flags_mean_what_the_contract_says() -> None:
         model="/models/tiny.gguf",
         revision="main",
         served_model_name="tiny.gguf",
-        executor="InProcess",
+        executor="Multiprocess",
         parallel=ParallelConfig(data=1, tensor=1, pipeline=1),
         api_servers=1,
         host="127.0.0.1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_story import CLEAN, KILLED, Story, asked, killed, ready, reported, started, told
+from engine_story import CLEAN, KILLED, Story, asked, killed, message_of, ready, reported, started, told
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import FetchModel, Send
 from enginehouse_engine.launcher.lifecycle import (
@@ -64,7 +64,19 @@ def test_api_servers_hear_of_every_rank_after_registration_and_on_every_change()
     assert story.register() == [Send(story.servers[0], {"type": "ranks", "ranks": rows})]
     story.life.said(story.servers[0], messages.Bound(endpoint="ipc://a"))
     rows = [{**row, "state": "Serving"} for row in rows]
-    assert story.life.said(story.servers[0], ready(0, 1)) == [Send(story.servers[0], {"type": "ranks", "ranks": rows})]
+    actions = story.life.said(story.servers[0], ready(0, 1))
+    assert actions == [Send(story.servers[0], {"type": "ranks", "ranks": rows, "maxContextLength": 64})]
+
+
+def test_every_api_server_hears_of_the_lowest_context_length_that_any_ever_accepted() -> None:
+    story = Story(servers=2, ranks=2)
+    story.start()
+    story.register()
+    for server, length in zip(story.servers, (32, 64), strict=True):
+        message = message_of(story.life.said(server, ready(0, 1, length=length)), "ranks")
+        assert message["maxContextLength"] == 32
+    (successor,) = story.bring_back(story.exit(story.servers[0], KILLED))
+    assert story.life.units[0].seen[successor].told["ranks"]["maxContextLength"] == 32
 
 
 def test_it_serves_when_every_api_server_knows_every_rank() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,14 @@ from enginehouse_engine.config import ConfigError
 from enginehouse_engine.launcher.cgroup import MemoryView, oom_kills, usable_memory_bytes
 from enginehouse_engine.launcher.memory_budget import (
     API_SERVER_BYTES,
+    CORE_PROCESS_BYTES,
     LAUNCHER_BYTES,
     MIB,
     TORCH_PROCESS_BYTES,
-    budget_per_rank_bytes,
+    budget_per_worker_bytes,
     rank_process_bytes,
 )
+from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
 
 GIB = 1024 * MIB
 MACHINE = "MemTotal: 16777216 kB\nMemFree: 1 kB\nMemAvailable: 8388608 kB\nHugePages_Total: 0\n"
@@ -78,26 +82,50 @@ def test_kernels_that_do_not_count_kills_count_none(tmp_path: Path) -> None:
 
 
 def test_what_the_processes_keep_comes_off_first() -> None:
-    budget = budget_per_rank_bytes(
-        8 * GIB, utilization_percent=90, ranks=2, api_servers=3, rank_process_bytes=rank_process_bytes("InProcess")
-    )
+    own = rank_process_bytes("InProcess", workers=0)
+    budget = budget_per_worker_bytes(8 * GIB, utilization_percent=90, ranks=2, workers=0, api_servers=3, rank_process_bytes=own)
     assert budget == (8 * GIB * 9 // 10 - LAUNCHER_BYTES - 3 * API_SERVER_BYTES - 2 * TORCH_PROCESS_BYTES) // 2
+
+
+def test_each_worker_gets_its_share_and_only_workers_hold_torch() -> None:
+    own = rank_process_bytes("Multiprocess", workers=3)
+    budget = budget_per_worker_bytes(8 * GIB, utilization_percent=100, ranks=2, workers=3, api_servers=1, rank_process_bytes=own)
+    queues = 2 * rank_shared_memory_bytes(local_workers=3)
+    kept = LAUNCHER_BYTES + API_SERVER_BYTES + 2 * CORE_PROCESS_BYTES + 6 * TORCH_PROCESS_BYTES + queues
+    assert budget == (8 * GIB - kept) // 6
+
+
+def test_what_a_process_with_torch_is_said_to_keep_is_what_the_kernel_cannot_take_back() -> None:
+    """Another torch may keep more: then the figure has to follow."""
+    program = (
+        "import torch; print(next(line.split()[1] for line in open('/proc/self/smaps_rollup') if line.startswith('Anonymous')))"
+    )
+    measured = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=120).stdout) * 1024
+    assert measured < TORCH_PROCESS_BYTES
 
 
 @given(
     limit=st.integers(1, 2**50),
     percent=st.integers(1, 100),
     ranks=st.integers(1, 64),
+    workers=st.integers(0, 16),
     servers=st.integers(1, 16),
     own=st.integers(0, GIB),
 )
-def test_all_together_stay_within_the_share_or_it_is_refused(limit: int, percent: int, ranks: int, servers: int, own: int) -> None:
+def test_all_together_stay_within_the_share_or_it_is_refused(
+    limit: int, percent: int, ranks: int, workers: int, servers: int, own: int
+) -> None:
+    def budget_within(limit: int) -> int:
+        return budget_per_worker_bytes(
+            limit, utilization_percent=percent, ranks=ranks, workers=workers, api_servers=servers, rank_process_bytes=own
+        )
+
     try:
-        budget = budget_per_rank_bytes(limit, utilization_percent=percent, ranks=ranks, api_servers=servers, rank_process_bytes=own)
+        budget = budget_within(limit)
     except ConfigError as error:
         needed = int(str(error).split("needed are at least ")[1].split(" MiB")[0]) * MIB
         assert needed > limit
-        budget_per_rank_bytes(needed, utilization_percent=percent, ranks=ranks, api_servers=servers, rank_process_bytes=own)
+        budget_within(needed)
         return
     assert budget >= 16 * MIB
-    assert LAUNCHER_BYTES + servers * API_SERVER_BYTES + ranks * (budget + own) <= limit * percent / 100
+    assert LAUNCHER_BYTES + servers * API_SERVER_BYTES + ranks * (max(1, workers) * budget + own) <= limit * percent / 100

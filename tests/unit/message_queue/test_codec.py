@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from enginehouse_engine.executor import messages
 from enginehouse_engine.executor.contract import SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.messages import Failed, FromWorker, Profiled, Returned, Step, Stepped, ToWorker
 from enginehouse_engine.message_queue import MessageCodec, Reader
 from enginehouse_engine.message_queue.errors import QueueCorrupt
 from enginehouse_engine.message_queue.local_reader import LocalReader
@@ -64,6 +66,7 @@ STEP = StepInput(
     choosing=2,
     sampling=SAMPLING,
 )
+PROFILE = WorkerProfile(available_bytes=-1, block_bytes=2, model_max_length=3, vocabulary_size=4, end_token_ids=(5, 6))
 MESSAGES: list[tuple[Any, Any]] = [
     (StepInput, STEP),
     (StepInput, dataclasses.replace(STEP, sampling=None, block_tables=np.zeros((0, 5), np.int32))),
@@ -77,14 +80,17 @@ MESSAGES: list[tuple[Any, Any]] = [
         ),
     ),
     (StepOutput, StepOutput(tokens=np.zeros(0, np.int32))),
-    (
-        WorkerProfile,
-        WorkerProfile(available_bytes=-1, block_bytes=2, model_max_length=3, vocabulary_size=4, end_token_ids=(5, 6)),
-    ),
+    (WorkerProfile, PROFILE),
     (
         Outputs,
         Outputs(outputs=(RequestOutput("r", tokens=(1, 2), logprobs=(TokenLogprobs(1, -0.5, (1, 2), (-0.5, -1.5)),)),)),
     ),
+    (ToWorker, Step(STEP)),
+    (ToWorker, messages.Call("initialize_kv_cache", (7, floats(3), "text"))),
+    (FromWorker, Stepped(StepOutput(tokens=np.array([3], np.int32), logprobs=floats(1), top_tokens=np.array([[4]], np.int32)))),
+    (FromWorker, Profiled(PROFILE)),
+    (FromWorker, Returned({"arrays": [floats(2, 3)]})),
+    (FromWorker, Failed("Exception", "Traceback ...")),
     (Call, Call("prompt_logprobs", ({"r": floats(300, 21)}, [floats(2).T, floats(4, 4)[::2, ::-1]], "text", b"bytes", None))),
 ]
 

@@ -13,7 +13,7 @@ from enginehouse_engine.message_queue.errors import MessageTooLarge, QueueCorrup
 from enginehouse_engine.message_queue.payload import IncomingPayload, OutgoingPayload
 from enginehouse_engine.message_queue.ring_layout import MessageHeader, record_bytes, unpack_header
 from enginehouse_engine.message_queue.ring_writer import RingWriter
-from enginehouse_engine.message_queue.shared_memory_size import (
+from enginehouse_engine.shared_memory_size import (
     GRANULE_BYTES,
     rank_shared_memory_bytes,
     round_up_to_granule,

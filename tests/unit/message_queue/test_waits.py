@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import select
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -265,6 +266,57 @@ def test_no_wake_up_is_lost(make_writer, attach, thread) -> None:
         reader.close()
     finally:
         process.kill()
+
+
+def take_all(reader: Reader, found: list[tuple[int, int]], *, spin: bool) -> None:
+    """Take until there is nothing, sleep, and so on until the reader's end is raised."""
+    poll = select.poll()
+    poll.register(reader.fileno(), select.POLLIN)
+    while True:
+        while (message := reader.take(spin=spin)) is not None:
+            found.append((message.sequence, message.correlation))
+        assert poll.poll(10_000), f"a wake-up was lost after message {len(found)}"
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_whoever_polls_for_a_reader_misses_nothing(spin: bool, make_writer, attach, thread, remote) -> None:
+    """As an executor waits for all its workers at once."""
+    writer = make_writer("w")
+    reader = attach(writer, remote=remote)
+
+    def send() -> None:
+        pauses = random.Random(2)
+        for number in range(1, 2_001):
+            until = time.perf_counter() + pauses.uniform(0, 120e-6)
+            while time.perf_counter() < until:
+                pass
+            # Every hundredth is larger than the ring.
+            writer.send([bytes(100_000 if number % 100 == 0 else 8)], correlation=number, deadline_seconds=PATIENCE_SECONDS)
+        writer.close()
+
+    sending = thread.submit(send)
+    found: list[tuple[int, int]] = []
+    with pytest.raises(QueueClosed):
+        take_all(reader, found, spin=spin)
+    sending.result(PATIENCE_SECONDS)
+    assert found == [(number, number) for number in range(1, 2_001)]
+
+
+@pytest.mark.parametrize("ends", ["cancel", "dismiss", "gone"])
+def test_whoever_polls_for_a_reader_learns_of_its_end(ends: str, make_writer, attach, remote) -> None:
+    writer = make_writer("w")
+    reader = attach(writer, remote=remote)
+    assert reader.take() is None
+    if ends == "cancel":
+        reader.cancel()
+    elif ends == "dismiss":
+        writer.dismiss("w", "the test wants it")
+        writer.attend()
+    else:
+        writer._local.close()
+        writer._remote.close()
+    with pytest.raises({"cancel": QueueCancelled, "dismiss": ReaderDismissed, "gone": WriterGone}[ends]):
+        take_all(reader, [], spin=False)
 
 
 def test_a_remote_reader_learns_that_its_writer_is_gone(make_writer, attach) -> None:

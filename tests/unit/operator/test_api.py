@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse_operator import api, reasons
+from enginehouse_operator import api, reasons, spec_rules
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def spec(**changes: Any) -> dict[str, Any]:
         ({"model": {"uri": "file:///m", "cache": {"claimName": "c"}}}, reasons.INVALID_SPEC, "spec.model.cache"),
         ({"executor": "Threads"}, reasons.INVALID_SPEC, "spec.executor"),
         ({"executor": "Ray"}, reasons.EXECUTOR_NOT_AVAILABLE, "spec.executor"),
-        ({"parallelism": {"tensor": 2}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
+        ({"executor": "InProcess", "parallelism": {"tensor": 2}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         ({"parallelism": {"data": 0}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         (
             {"executor": "Simulated", "parallelism": {"data": 3, "workersPerMember": 2}},
@@ -49,7 +49,7 @@ def spec(**changes: Any) -> dict[str, Any]:
 )
 def test_a_bad_spec_is_refused_at_its_path(changes: dict[str, Any], reason: str, path: str) -> None:
     with pytest.raises(api.InvalidSpec) as refused:
-        api.parse_engine(spec(**changes))
+        spec_rules.parse_engine(spec(**changes))
     assert (refused.value.reason, refused.value.path) == (reason, path)
     assert refused.value.message
 
@@ -65,11 +65,11 @@ def test_a_bad_spec_is_refused_at_its_path(changes: dict[str, Any], reason: str,
     ],
 )
 def test_a_good_spec_is_read(changes: dict[str, Any]) -> None:
-    assert api.parse_engine(spec(**changes)).members == 1
+    assert spec_rules.parse_engine(spec(**changes)).members == 1
 
 
 DEFAULTS = {
-    "executor": "InProcess",
+    "executor": "Multiprocess",
     "parallelism": {"data": 1, "tensor": 1, "pipeline": 1},
     "apiServers": 1,
     "memory": {"utilizationPercent": 90},
@@ -83,19 +83,21 @@ DEFAULTS = {
 
 @given(st.sets(st.sampled_from(sorted(DEFAULTS))))
 def test_writing_defaults_out_changes_nothing(written: set[str]) -> None:
-    plain = api.parse_engine(spec()).copy()
-    assert api.parse_engine(spec(**{key: DEFAULTS[key] for key in written})).copy() == plain
+    plain = spec_rules.parse_engine(spec()).copy()
+    assert spec_rules.parse_engine(spec(**{key: DEFAULTS[key] for key in written})).copy() == plain
 
 
 def test_a_quantity_is_the_same_as_number_and_as_text() -> None:
-    number = api.parse_engine(spec(resources={"limits": {"cpu": 2}, "requests": {"cpu": 1}})).copy()
-    text = api.parse_engine(spec(resources={"limits": {"cpu": "2"}, "requests": {"cpu": "1"}})).copy()
+    number = spec_rules.parse_engine(spec(resources={"limits": {"cpu": 2}, "requests": {"cpu": 1}})).copy()
+    text = spec_rules.parse_engine(spec(resources={"limits": {"cpu": "2"}, "requests": {"cpu": "1"}})).copy()
     assert number == text
     assert api.revision(number) == api.revision(text)
 
 
 def test_the_stored_copy_is_read_back_equal_and_leaves_out_what_does_not_concern_a_running_replica() -> None:
-    parsed = api.parse_engine(spec(replicas=3, suspend=True, service={"port": 1}, context={"maxLength": 5}, template={"spec": {}}))
+    parsed = spec_rules.parse_engine(
+        spec(replicas=3, suspend=True, service={"port": 1}, context={"maxLength": 5}, template={"spec": {}})
+    )
     stored = msgspec.to_builtins(parsed.copy())
     assert stored == {"model": {"uri": "hf://a/b"}, "context": {"maxLength": 5}, "template": {"spec": {}}}
     assert api.parse_copy(stored) == parsed.copy()
@@ -118,7 +120,7 @@ def test_the_defaults_are_those_of_the_crd() -> None:
                 found[key] = value["default"]
         return found
 
-    assert api.parse_engine(spec(**defaults(schema))) == api.parse_engine(spec())
+    assert spec_rules.parse_engine(spec(**defaults(schema))) == spec_rules.parse_engine(spec())
     fields = {field.encode_name for field in msgspec.structs.fields(api.EngineSpec)}
     assert fields == set(schema)
 

@@ -1,4 +1,5 @@
-"""How much shared memory a queue takes: the formula by which the operator sizes a pod's volume.
+"""How much shared memory a message queue takes: the formula by which the operator sizes a pod's volume, and which the launcher
+takes off before it divides the memory. Here and not in the queue's package, so that the launcher stays light.
 
 Invariant: pure arithmetic, and exactly what a writer allocates (a test compares). Allocation is whole and at once, so a volume
 of this size is enough whatever is sent, and one that is too small is refused when the queue is made, not when it is full.
