@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -63,15 +63,12 @@ def completion_prompts(request: CompletionRequest) -> list[str] | list[list[int]
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
-    texts = [part for part in prompt if isinstance(part, str)]
-    ids = [part for part in prompt if isinstance(part, int)]
-    lists = [part for part in prompt if isinstance(part, list)]
-    if prompt and len(texts) == len(prompt):
-        return texts
-    if prompt and len(ids) == len(prompt):
-        return [ids]
-    if prompt and len(lists) == len(prompt):
-        return lists
+    # One pass without a Python step for each of what may be a million numbers.
+    kinds = set(map(type, prompt))
+    if kinds == {str} or kinds == {list}:
+        return cast(list[str] | list[list[int]], prompt)
+    if kinds == {int}:
+        return [cast(list[int], prompt)]
     wanted = "a text, a list of texts, a list of token ids, or a list of such lists"
     raise errors.invalid(f"'prompt' must be {wanted}, and not empty", param="prompt")
 

@@ -171,6 +171,16 @@ def test_a_replica_with_living_ranks_serves_on_when_the_budget_is_spent() -> Non
     assert [replica.spec.epoch for replica in world.ready] == [2]
 
 
+@pytest.mark.parametrize("how", ["kill", "vanish"])
+def test_a_worker_that_is_lost_is_not_made_again_while_its_replica_serves_on(how: str) -> None:
+    world = settled(parallelism=SPREAD, restart=api.Restart(max_restarts=0))
+    before = dict(world.births)
+    getattr(world, how)(world.name_of(0, 1), ordinals=frozenset({2}))
+    assert world.plans()[1] == ()
+    world.settle()
+    assert world.births == before
+
+
 def test_a_replica_with_living_ranks_serves_on_while_its_successor_has_to_wait() -> None:
     world = settled(parallelism=TWO_RANKS)
     world.kill(world.name_of(0, 1))
