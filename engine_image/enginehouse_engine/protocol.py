@@ -184,6 +184,10 @@ class StepStats(msgspec.Struct, frozen=True, omit_defaults=True):
     generated_tokens: int = 0
     cached_tokens: int = 0
     steps: int = 0
+    model_seconds: float = 0.0
+    """Spent in the executor."""
+    outside_model_seconds: float = 0.0
+    """Spent between two steps of the executor while there was work: scheduling, messages, whatever else."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs", omit_defaults=True):

@@ -58,6 +58,7 @@ class Worker:
         threads = max(1, usable_cores() // (config.parallel.data * parallel.position.workers))
         torch.set_num_threads(threads)
         self._dtype = choose_dtype(config.dtype, self._device)
+        logger.info("libraries are imported, reading %s", config.model_path)
         with torch.inference_mode():
             self._decoder = Decoder(
                 open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads, parallel=parallel

@@ -2,14 +2,15 @@
 
 Invariant: a request that was added ends with exactly one output that has a finish reason, unless it is aborted; one that can
 never run is refused at once and never queued.
-Does not know sockets, processes or time (``process.py``), nor how a model is run (``executor/``).
+Does not know sockets or processes (``process.py``), decides nothing by time, nor how a model is run (``executor/``).
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.core.batch import build_step, due_positions
@@ -18,7 +19,7 @@ from enginehouse_engine.core.kv_cache import BlockPool
 from enginehouse_engine.core.prompt_scores import PromptScores
 from enginehouse_engine.core.scheduler import Scheduled, Scheduler
 from enginehouse_engine.core.sequence import Sequence
-from enginehouse_engine.executor.contract import Executor, ScoringOutput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import Executor, ScoringOutput, StepInput, StepOutput, WorkerProfile
 from enginehouse_engine.protocol import (
     PromptLogprobs,
     ProtocolError,
@@ -33,7 +34,7 @@ from enginehouse_engine.protocol import (
 class EngineCore:
     """Scheduler, KV cache and executor of one rank. Front ends are told apart by their index."""
 
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    def __init__(self, config: EngineConfig, executor: Executor, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """Profile, fit the context to the memory and allocate the cache. Raises ContextTooSmall."""
         if config.max_step_tokens < config.max_batch:
             raise ConfigError(
@@ -58,6 +59,11 @@ class EngineCore:
         self._generated_tokens = 0
         self._cached_tokens = 0
         self._steps = 0
+        self._clock = clock
+        self._model_seconds = 0.0
+        self._outside_seconds = 0.0
+        self._model_ended: float | None = None
+        """None when all was done since the last step: the time since then was nobody's."""
 
     @property
     def has_work(self) -> bool:
@@ -86,6 +92,8 @@ class EngineCore:
         )
         if (alternatives := submit.sampling.prompt_logprobs) is not None:
             sequence.prompt_scores = PromptScores(len(tokens), alternatives=alternatives)
+        if not self._sequences:
+            self._model_ended = None
         self._sequences[front_end, submit.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -106,8 +114,7 @@ class EngineCore:
         if not plan.scheduled:
             raise RuntimeError(f"the scheduler planned nothing for {len(self._sequences)} requests")
         step, parts = build_step(plan, end_token_ids=self._end_token_ids)
-        output = self._executor.execute_model(step)
-        self._steps += 1
+        output = self._execute(step)
         self._scheduler.commit(plan)
         if output.scoring is not None:
             _collect(parts, output.scoring)
@@ -130,11 +137,23 @@ class EngineCore:
             generated_tokens=self._generated_tokens,
             cached_tokens=self._cached_tokens,
             steps=self._steps,
+            model_seconds=self._model_seconds,
+            outside_model_seconds=self._outside_seconds,
         )
 
     def shutdown(self) -> None:
         """Release what the executor holds."""
         self._executor.shutdown()
+
+    def _execute(self, step: StepInput) -> StepOutput:
+        began = self._clock()
+        if self._model_ended is not None:
+            self._outside_seconds += began - self._model_ended
+        output = self._executor.execute_model(step)
+        self._model_ended = self._clock()
+        self._model_seconds += self._model_ended - began
+        self._steps += 1
+        return output
 
     def _why_never(self, submit: Submit, tokens: list[int]) -> str:
         limit = self.fit.max_context_length

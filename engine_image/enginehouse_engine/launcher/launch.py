@@ -254,7 +254,12 @@ class Launcher:
         for process in chosen:
             descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER else {}
             try:
-                pid = self._children.spawn(process, self._command_line(process, self._files), descriptors=descriptors)
+                pid = self._children.spawn(
+                    process,
+                    self._command_line(process, self._files),
+                    descriptors=descriptors,
+                    environment=command_lines.environment(process, os.environ),
+                )
             except OSError as error:
                 return actions + self._lifecycle.not_started(process, reason=str(error))
             again = f", incarnation {process.incarnation}" if process.incarnation > 1 else ""
