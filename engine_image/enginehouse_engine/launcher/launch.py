@@ -93,7 +93,7 @@ class Launcher:
         )
         self._own_pipe, self._own_write_end = registration.open_death_pipe()
         self._children = children.Children()
-        self._oom_kills = cgroup.oom_kills()
+        self._oom_kills = cgroup.OomKills()
         self._loop = EventLoop()
         # A terminal that goes away ends the engine in order, but not one that was started with nohup.
         hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
@@ -182,9 +182,8 @@ class Launcher:
     def _reaped(self, process: Process, exit: Exit) -> None:
         logger.info("%s %s", process, exit)
         self._control.drain(process)
-        oom_kills = cgroup.oom_kills()
-        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=oom_kills > self._oom_kills))
-        self._oom_kills = oom_kills
+        out_of_memory = self._oom_kills.explain(exit.signal, killed_here=self._lifecycle.was_killed(process))
+        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=out_of_memory))
         self._control.forget(process)
         if process.role == MODEL_FETCH:
             self._do(self._fetch_ended(exit))

@@ -107,7 +107,8 @@ class Lifecycle:
     def may_register(self, process: Process, *, pid: int) -> str:
         """Why ``process`` may not register; empty = it may."""
         seen = next((unit.seen[process] for unit in self.units if process in unit.seen), None)
-        if seen is None:
+        # One that is reaped has no use for it, although what it sent before may be read only now.
+        if seen is None or seen.exited:
             return f"this launcher has not started {process} (incarnation {process.incarnation}), or it is over"
         if seen.registered:
             return f"{process} (incarnation {process.incarnation}) is registered already, with pid {seen.pid}"
@@ -122,12 +123,14 @@ class Lifecycle:
 
     def said(self, process: Process, message: messages.FromProcess) -> list[Action]:
         """A message of a registered process."""
-        seen = self._unit_of(process).seen[process]
+        unit = self._unit_of(process)
+        seen = unit.seen[process]
         match message:
             case messages.Stage(stage=stage):
                 seen.stage = stage
             case messages.Failed():
                 seen.failed = message
+                unit.first_failed = unit.first_failed or process
             case messages.Bound(endpoint=endpoint):
                 seen.endpoint = endpoint
             case messages.Published(record=record):
@@ -154,6 +157,10 @@ class Lifecycle:
     def was_dying(self, process: Process) -> None:
         """It was killed, but the kernel says that its end had begun before: then that is no planned one."""
         self._unit_of(process).seen[process].killed = False
+
+    def was_killed(self, process: Process) -> bool:
+        """By the launcher itself, which also kills with SIGKILL."""
+        return self._unit_of(process).seen[process].killed
 
     def exited(self, process: Process, *, exit: Exit, out_of_memory: bool) -> list[Action]:
         """The process is gone and reaped."""
@@ -256,7 +263,10 @@ class Lifecycle:
         if unit not in self._fallen:
             self._fallen.append(unit)
         restart_until = self.now + self.startup_timeout_seconds if self.phase is Phase.SERVING else None
-        return unit.fall(culprit, now=self.now, restart_until=restart_until) + self._end_without_living()
+        actions = unit.fall(culprit, now=self.now, restart_until=restart_until)
+        # A rank may have waited for nobody but this API server.
+        self._check_ready()
+        return actions + self._end_without_living()
 
     def _end_without_living(self) -> list[Action]:
         """The engine ends when it has no rank, or no API server, that lives; while it starts it needs them all."""

@@ -70,6 +70,8 @@ class Unit:
     """This incarnation is: a process of it has died, or it was not wanted any more."""
     culprit: Process | None = None
     """Whose death was the first sign."""
+    first_failed: Process | None = None
+    """The first that said why it was about to exit."""
     seen: dict[Process, Seen] = field(default_factory=dict)
     _verdict: Cause | None = None
     _restarted_at: float = -math.inf
@@ -143,6 +145,7 @@ class Unit:
         self.seen = {}
         self.over = False
         self.culprit = None
+        self.first_failed = None
         return self.processes
 
     def death_of(self, process: Process, *, exit: Exit, out_of_memory: bool) -> tuple[Cause, bool]:
@@ -158,13 +161,14 @@ class Unit:
         """A process of it died and this is why.
 
         The first death is the cause. But one whose memory takes long to release is seen after those that broke because of it: so a
-        signal, which never is a consequence, goes before the exit of another process of the same incarnation.
+        signal, which never is a consequence, and whoever was the first to say why it fails, go before the exit of another process
+        of the same incarnation.
         """
         first = self.cause
         is_consequence = (
             first is not None
             and first.exit.signal is None
-            and death.exit.signal is not None
+            and (death.exit.signal is not None or (death.process is not None and death.process == self.first_failed))
             and first.process is not None
             and first.process.incarnation == self.incarnation
         )
