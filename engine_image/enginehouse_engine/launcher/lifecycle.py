@@ -135,8 +135,12 @@ class Lifecycle:
                 seen.endpoint = endpoint
             case messages.Published(record=record):
                 seen.record = record
-            case messages.Ready(max_context_length=length):
+            case messages.Ready(max_context_length=length, ranks=fits):
                 seen.ready = message
+                for rank in self._ranks():
+                    for fit in fits:
+                        if fit.rank == rank.processes[0].rank:
+                            rank.fits(fit)
                 self._lowest = min(length, self._lowest or length)
                 self._check_ready()
             case messages.Drained():
@@ -225,7 +229,7 @@ class Lifecycle:
     def state(self) -> dict[str, Any]:
         """The ``state`` message for the monitor: whole, the same while nothing changed."""
         ranks = [(rank, rank_word(self.phase, rank.state, ends_badly=self._ends_badly)) for rank in self._ranks()]
-        return publications.state(member_word(self.phase, ends_badly=self._ends_badly), ranks, servers=self._servers())
+        return publications.state(member_word(self.phase, ends_badly=self._ends_badly), ranks)
 
     def max_context_length(self) -> int:
         """What every API server accepts (tokens). Only while serving."""

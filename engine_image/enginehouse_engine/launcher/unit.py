@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
+
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, Kill
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, WORKER, Process
@@ -73,6 +75,8 @@ class Unit:
     first_failed: Process | None = None
     """The first that said why it was about to exit."""
     seen: dict[Process, Seen] = field(default_factory=dict)
+    fit: messages.Fit | None = None
+    """Of a rank: its cache, and the shortest context of all its incarnations, which no API server ever exceeds again."""
     _verdict: Cause | None = None
     _restarted_at: float = -math.inf
 
@@ -106,6 +110,12 @@ class Unit:
         self.deadline = math.inf
         self.cause = None
         self.culprit = None
+
+    def fits(self, fit: messages.Fit) -> None:
+        """What an API server heard from this rank, if it is the present one."""
+        if fit.incarnation == self.incarnation:
+            length = min(fit.max_context_length, self.fit.max_context_length if self.fit else fit.max_context_length)
+            self.fit = msgspec.structs.replace(fit, max_context_length=length)
 
     def fall(self, culprit: Process | None, *, now: float, restart_until: float | None) -> list[Action]:
         """A death has begun. ``restart_until`` is the deadline of a restart; None = it is not asked for."""

@@ -120,6 +120,21 @@ def test_a_rank_that_dies_again_too_soon_stays_dead_and_the_others_serve_on() ->
     assert (story.life.cause.process, termination.exit_code(story.life.cause)) == (again, 139)
 
 
+def test_the_row_never_shows_more_context_than_the_api_servers_accept() -> None:
+    story = Story(ranks=2).serve()  # rank 0 fits 64 tokens, rank 1 one more
+
+    def lengths() -> list[int]:
+        return [rank["maxContextLength"] for rank in story.life.state()["ranks"]]
+
+    (again,) = story.bring_back(story.exit(story.cores[0], KILLED))
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Restarting"))
+    larger = messages.Ready((*ready(0, incarnation=2, length=80).ranks, *ready(1).ranks), max_context_length=64)
+    story.life.said(story.servers[0], larger)
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Serving"))
+    story.exit(again, KILLED)
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Dead"))
+
+
 def test_a_rank_that_dies_again_after_ten_minutes_comes_back_again() -> None:
     story = Story().serve()
     again = bring_rank_back(story, story.cores[0], incarnation=2)
