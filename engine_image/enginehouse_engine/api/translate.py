@@ -77,8 +77,8 @@ def check_completion(request: CompletionRequest) -> None:
     """What of a completion request depends on several fields. Raises ApiError."""
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise errors.unsupported("best_of", "answers are not ranked, so it can only equal 'n'")
-    if request.echo and request.logprobs is not None:
-        raise errors.unsupported("echo", "log probabilities of the prompt are not computed; leave out 'logprobs' or 'echo'")
+    if request.max_tokens == 0 and not request.echo:
+        raise errors.invalid("'max_tokens' is at least 1, or 0 with 'echo': true", param="max_tokens")
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
@@ -113,7 +113,15 @@ def answer_tokens(asked: int | None, *, prompt_tokens: int, limit: int, default:
     return wanted
 
 
-def sampling(request: Parameters, *, max_tokens: int, logprobs: int | None, answer: int, vocab_size: int) -> Sampling:
+def sampling(
+    request: Parameters,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    answer: int,
+    vocab_size: int,
+) -> Sampling:
     """How answer number ``answer`` of a request is generated; with a seed each answer has its own. Raises ApiError."""
     return Sampling(
         max_tokens=max_tokens,
@@ -130,16 +138,17 @@ def sampling(request: Parameters, *, max_tokens: int, logprobs: int | None, answ
         ignore_eos=bool(request.ignore_eos),
         min_tokens=_min_tokens(request.min_tokens or 0, max_tokens),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
 def check_characters(text: str, *, longest_token: int, limit: int, param: str) -> None:
-    """Raises ApiError when a prompt of so many characters and one token cannot be within ``limit`` (tokens).
+    """Raises ApiError when a prompt of so many characters cannot be within ``limit`` (tokens).
 
     Tokenizing takes some 80 bytes of memory for each character, so what cannot fit anyway must not get so far.
     """
     least = -(-len(text) // longest_token)
-    if least >= limit:
+    if least > limit:
         raise errors.text_too_long(limit=limit, characters=len(text), least_tokens=least, param=param)
 
 

@@ -13,13 +13,22 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from enginehouse_engine.config import ConfigError, EngineConfig
-from enginehouse_engine.core.batch import build_step
+from enginehouse_engine.core.batch import build_step, due_positions
 from enginehouse_engine.core.context_fit import ContextFit, fit_context
 from enginehouse_engine.core.kv_cache import BlockPool
-from enginehouse_engine.core.scheduler import Scheduler
+from enginehouse_engine.core.prompt_scores import PromptScores
+from enginehouse_engine.core.scheduler import Scheduled, Scheduler
 from enginehouse_engine.core.sequence import Sequence
-from enginehouse_engine.executor.contract import Executor, StepInput, StepOutput, WorkerProfile
-from enginehouse_engine.protocol import ProtocolError, RequestOutput, StepStats, Submit, TokenLogprobs, unpack_tokens
+from enginehouse_engine.executor.contract import Executor, ScoringOutput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.protocol import (
+    PromptLogprobs,
+    ProtocolError,
+    RequestOutput,
+    StepStats,
+    Submit,
+    TokenLogprobs,
+    unpack_tokens,
+)
 
 
 class EngineCore:
@@ -81,6 +90,8 @@ class EngineCore:
             sampling=submit.sampling,
             seed=secrets.randbits(64) if seed is None else seed % 2**64,
         )
+        if (alternatives := submit.sampling.prompt_logprobs) is not None:
+            sequence.prompt_scores = PromptScores(len(tokens), alternatives=alternatives)
         if not self._sequences:
             self._model_ended = None
         self._sequences[front_end, submit.request_id] = sequence
@@ -105,6 +116,8 @@ class EngineCore:
         step, parts = build_step(plan, end_token_ids=self._end_token_ids)
         output = self._execute(step)
         self._scheduler.commit(plan)
+        if output.scoring is not None:
+            _collect(parts, output.scoring)
         outputs: dict[int, list[RequestOutput]] = {}
         tokens = output.tokens.tolist()
         for row, part in enumerate(parts[: step.choosing]):
@@ -147,8 +160,8 @@ class EngineCore:
         asked = len(tokens) + submit.sampling.max_tokens
         if not tokens:
             return "the prompt is empty: at least one token is needed"
-        if submit.sampling.max_tokens < 1:
-            return f"max_tokens is at least 1, found {submit.sampling.max_tokens}"
+        if submit.sampling.max_tokens < 0:
+            return f"max_tokens is at least 0, found {submit.sampling.max_tokens}"
         if asked > limit:
             return (
                 f"prompt ({len(tokens)} tokens) and answer ({submit.sampling.max_tokens} tokens) need a context of {asked} tokens, "
@@ -161,23 +174,36 @@ class EngineCore:
 
     def _append(self, sequence: Sequence, token: int, output: StepOutput, row: int) -> RequestOutput:
         first = sequence.generated == 0
-        sequence.tokens.append(token)
-        self._generated_tokens += 1
+        prompt_logprobs = None
         if first:
             self._prompt_tokens += sequence.prompt_length
             self._cached_tokens += sequence.cached_tokens or 0
+            if sequence.prompt_scores is not None:
+                prompt_logprobs = sequence.prompt_scores.message()
+                sequence.prompt_scores = None
+        cached_tokens = (sequence.cached_tokens or 0) if first else 0
+        if sequence.sampling.max_tokens == 0:
+            # What was chosen after the prompt is nobody's.
+            self._forget(sequence)
+            return RequestOutput(sequence.request_id, (), "length", prompt_logprobs=prompt_logprobs, cached_tokens=cached_tokens)
+        sequence.tokens.append(token)
+        self._generated_tokens += 1
         reason = self._finish_reason(sequence, token)
         if reason is not None:
-            self._scheduler.remove(sequence)
-            del self._sequences[sequence.front_end, sequence.request_id]
+            self._forget(sequence)
         return RequestOutput(
             request_id=sequence.request_id,
             tokens=(token,),
             finish_reason=reason,
             stop_token=token if reason == "stop" else None,
             logprobs=_token_logprobs(sequence, token, output, row),
-            cached_tokens=(sequence.cached_tokens or 0) if first else 0,
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=cached_tokens,
         )
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.front_end, sequence.request_id]
 
     def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
         sampling = sequence.sampling
@@ -209,6 +235,23 @@ def _smallest_fit(config: EngineConfig, profiles: list[WorkerProfile]) -> Contex
 def _fault(submit: Submit, reason: str) -> RequestOutput:
     """The front end broke the protocol: no client could have asked for this."""
     return RequestOutput(request_id=submit.request_id, finish_reason="error", error=reason)
+
+
+def _collect(parts: list[Scheduled], scoring: ScoringOutput) -> None:
+    """Give each sequence the scores of its prompt."""
+    begin = 0
+    for part in parts:
+        if (scores := part.sequence.prompt_scores) is not None and (due := due_positions(part)):
+            rows = slice(begin, begin + len(due))
+            begin += len(due)
+            top_tokens = scoring.top_tokens[rows, : scores.alternatives]
+            part_scores = PromptLogprobs(
+                logprobs=scoring.logprobs[rows].astype("<f4").tobytes(),
+                alternatives=top_tokens.shape[1],
+                top_tokens=top_tokens.astype("<i4").tobytes(),
+                top_logprobs=scoring.top_logprobs[rows, : scores.alternatives].astype("<f4").tobytes(),
+            )
+            scores.add(part_scores)
 
 
 def _token_logprobs(sequence: Sequence, token: int, output: StepOutput, row: int) -> tuple[TokenLogprobs, ...]:

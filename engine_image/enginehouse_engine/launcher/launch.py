@@ -28,8 +28,9 @@ from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
 from enginehouse_engine.launcher.control import ControlServer
 from enginehouse_engine.launcher.engine_config import engine_config, workers_per_rank
 from enginehouse_engine.launcher.event_loop import EventLoop
-from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
+from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.monitor_link import MonitorLink
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import engine_units

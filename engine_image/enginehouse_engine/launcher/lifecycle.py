@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 from enginehouse_engine.launcher import messages, publications, readiness, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
+from enginehouse_engine.launcher.phase import Phase, member_word, rank_word
 from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
@@ -32,16 +32,6 @@ STOP_AFTER_DEATH_SECONDS: Final = 2.0
 """The same after a death: time for the API servers to fail their requests with an error."""
 REAP_SECONDS: Final = 60.0
 """From SIGKILL to giving up on a process that the kernel does not let go; releasing much memory takes seconds."""
-
-
-class Phase(StrEnum):
-    """Of the engine; the monitor's words for it are in :meth:`Lifecycle.state`."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    ENDED = "ended"
 
 
 @dataclass
@@ -227,24 +217,14 @@ class Lifecycle:
 
     def state(self) -> dict[str, Any]:
         """The ``state`` message for the monitor: whole, the same while nothing changed."""
-        return publications.state(self._word(), [(rank, self._word_of(rank)) for rank in self._ranks()], servers=self._servers())
+        ranks = [(rank, rank_word(self.phase, rank.state, ends_badly=self._ends_badly)) for rank in self._ranks()]
+        return publications.state(member_word(self.phase, ends_badly=self._ends_badly), ranks, servers=self._servers())
 
     def max_context_length(self) -> int:
         """What every API server accepts (tokens). Only while serving."""
         return readiness.max_context_length(self.units)
 
     # Decisions
-
-    def _word(self) -> str:
-        if self._ends_badly:
-            return "Failed"
-        words = {Phase.STARTING: "Starting", Phase.SERVING: "Serving", Phase.ENDED: "Ended"}
-        return words.get(self.phase, "Draining")
-
-    def _word_of(self, rank: Unit) -> str:
-        if self._ends_badly or rank.state is UnitState.DEAD:
-            return UnitState.DEAD.value
-        return {Phase.STARTING: UnitState.STARTING.value, Phase.SERVING: rank.state.value}.get(self.phase, "Draining")
 
     @property
     def _ends_badly(self) -> bool:

@@ -145,7 +145,7 @@ def test_an_aborted_request_says_nothing_more_and_leaves_nothing_behind() -> Non
     ("request_", "words"),
     [
         (submit("r", [], 1), "empty"),
-        (submit("r", [1], 0), "max_tokens is at least 1"),
+        (submit("r", [1], -1), "max_tokens is at least 0"),
         (submit("r", [1, 257], 1), "token id 257 is not in the model's vocabulary of 257"),
         (submit("r", [1], 1, logit_bias={-1: 1.0}), "token id -1"),
         (submit("r", [1], 1, stop_token_ids=(300,)), "token id 300"),

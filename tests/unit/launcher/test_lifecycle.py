@@ -12,8 +12,8 @@ from enginehouse_engine.launcher.lifecycle import (
     SETTLE_SECONDS,
     STOP_AFTER_DEATH_SECONDS,
     STOP_SECONDS,
-    Phase,
 )
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
