@@ -10,7 +10,7 @@ Does not know weights, and nothing about requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ _PADDING_BLOCKS: Final = 16
 """Padding that costs less than the kernel calls of one more group."""
 
 
+class _View(NamedTuple):
+    """What queries see of a context."""
+
+    tokens: slice
+    mask: torch.Tensor | None
+    """Additive (sequences, 1, queries, tokens). None = a lone token sees all of them, a prompt's tokens those up to their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Sequences whose attention is one kernel call, all with the same number of new tokens."""
@@ -33,8 +41,8 @@ class _Group:
     sequences: int
     blocks: torch.Tensor | None
     """(sequences x width,) to gather, or None: the context is exactly this step's tokens."""
-    masks: dict[int | None, torch.Tensor | None]
-    """By window: additive (sequences, 1, queries, context); None = causal without a mask."""
+    views: dict[int | None, _View]
+    """By window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class PagedAttention:
         """What ``queries`` (T, heads, head dim) see, (T, heads x head dim); this step's keys and values are written already."""
         config = self._config
         shared = config.heads // config.kv_heads
-        output = torch.empty(len(queries), config.heads * config.head_dim, dtype=queries.dtype, device=queries.device)
+        outputs = []
         window = config.windows[layer]
         for group in geometry.groups:
             n = group.sequences
@@ -112,21 +120,21 @@ class PagedAttention:
                 gathered = self._gathered[: len(group.blocks)]
                 torch.index_select(self._caches[layer], 0, group.blocks, out=gathered)
                 context = gathered.view(n, -1, 2, config.kv_heads, config.head_dim)
-            keys, values = context[:, :, 0].transpose(1, 2), context[:, :, 1].transpose(1, 2)
-            mask = group.masks[window]
+            seen, mask = group.views[window]
+            keys, values = context[:, seen, 0].transpose(1, 2), context[:, seen, 1].transpose(1, 2)
             query = queries[group.rows]
             if new == n:
                 # One new token each: the query heads that share a key head stand where a prompt's tokens would.
                 query = query.view(n, config.kv_heads, shared, config.head_dim)
-                seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-                output[group.rows] = seen.reshape(n, -1)
+                output = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+                outputs.append(output.reshape(n, -1))
             else:
                 query = query.view(new, config.kv_heads, shared, config.head_dim).permute(1, 2, 0, 3)
                 keys = keys[0].unsqueeze(1).expand(-1, shared, -1, -1)
                 values = values[0].unsqueeze(1).expand(-1, shared, -1, -1)
-                seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
-                output[group.rows] = seen.permute(2, 0, 1, 3).reshape(new, -1)
-        return output
+                output = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
+                outputs.append(output.permute(2, 0, 1, 3).reshape(new, -1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _decoding_groups(self, step: StepInput, count: int) -> list[_Group]:
         """Neighbours together while the buffer holds their contexts, padded to the longest, and little of that is padding."""
@@ -142,37 +150,34 @@ class PagedAttention:
                     break
                 last, width, blocks_in_use = last + 1, wider, more
             lengths = step.context_lengths[first:last]
-            masks: dict[int | None, torch.Tensor | None] = {
-                window: self._decoding_mask(lengths, width, window) for window in self._windows
-            }
+            views = {window: self._decoding_view(lengths, width, window) for window in self._windows}
             blocks = self._tensor(step.block_tables[first:last, :width].ravel())
-            groups.append(_Group(slice(first, last), last - first, blocks, masks))
+            groups.append(_Group(slice(first, last), last - first, blocks, views))
             first = last
         return groups
 
-    def _decoding_mask(self, lengths: Int32s, width: int, window: int | None) -> torch.Tensor:
+    def _decoding_view(self, lengths: Int32s, width: int, window: int | None) -> _View:
+        if len(lengths) == 1:
+            # No mask: with one, attention alone takes half as long again.
+            length = int(lengths[0])
+            return _View(slice(0 if window is None else max(0, length - window), length), None)
         places = np.arange(width * self._block_size)
         hidden = places >= lengths[:, None]
         if window is not None:
             hidden |= places < lengths[:, None] - window
-        return self._mask(hidden[:, None, None, :])
+        return _View(slice(len(places)), self._mask(hidden[:, None, None, :]))
 
     def _prompt_group(self, step: StepInput, row: int, offset: int) -> _Group:
         new, length = int(step.query_lengths[row]), int(step.context_lengths[row])
-        rows = slice(offset, offset + new)
-        masks: dict[int | None, torch.Tensor | None]
-        if new == length:
-            masks = {window: self._prompt_mask(new, length, length, window) for window in self._windows}
-            return _Group(rows, 1, None, masks)
         width = -(-length // self._block_size)
-        padded = width * self._block_size
-        masks = {window: self._prompt_mask(new, length, padded, window) for window in self._windows}
-        return _Group(rows, 1, self._tensor(step.block_tables[row, :width]), masks)
+        blocks = None if new == length else self._tensor(step.block_tables[row, :width])
+        views = {window: _View(slice(length), self._prompt_mask(new, length, window)) for window in self._windows}
+        return _Group(slice(offset, offset + new), 1, blocks, views)
 
-    def _prompt_mask(self, new: int, length: int, padded: int, window: int | None) -> torch.Tensor | None:
-        if new == padded and (window is None or window >= length):
+    def _prompt_mask(self, new: int, length: int, window: int | None) -> torch.Tensor | None:
+        if new == length and (window is None or window >= length):
             return None
-        places = np.arange(padded)
+        places = np.arange(length)
         positions = np.arange(length - new, length)[:, None]
         hidden = places > positions
         if window is not None:

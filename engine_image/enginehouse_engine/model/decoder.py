@@ -18,6 +18,7 @@ from torch.nn import functional
 from enginehouse_engine.model.attention import PagedAttention, StepGeometry
 from enginehouse_engine.model.linear import Linear
 from enginehouse_engine.model.model_config import Rope
+from enginehouse_engine.model.norm import Norm
 from enginehouse_engine.model.parallel import SOLO, Parallel
 from enginehouse_engine.model.position import share_of
 from enginehouse_engine.model.share_reader import ShareReader
@@ -94,8 +95,8 @@ class _Layer:
         self._parallel = parallel
         # What is added once to a sum over positions, the first position adds.
         self._leads = parallel.position.tensor_index == 0
-        self._input_norm = reader.vector(name + "input_layernorm.weight", hidden)
-        self._middle_norm = reader.vector(name + "post_attention_layernorm.weight", hidden)
+        self._input_norm = Norm(reader.vector(name + "input_layernorm.weight", hidden), epsilon=config.norm_epsilon)
+        self._middle_norm = Norm(reader.vector(name + "post_attention_layernorm.weight", hidden), epsilon=config.norm_epsilon)
         attention, mlp = name + "self_attn.", name + "mlp."
         self._qkv = reader.by_rows(
             [
@@ -111,8 +112,8 @@ class _Layer:
         )
         self._down = reader.by_columns(mlp + "down_proj", hidden, wide, share.intermediate, with_bias=self._leads)
         if config.normalizes_heads:
-            self._query_norm = reader.vector(attention + "q_norm.weight", config.head_dim)
-            self._key_norm = reader.vector(attention + "k_norm.weight", config.head_dim)
+            self._query_norm = Norm(reader.vector(attention + "q_norm.weight", config.head_dim), epsilon=config.norm_epsilon)
+            self._key_norm = Norm(reader.vector(attention + "k_norm.weight", config.head_dim), epsilon=config.norm_epsilon)
 
     def __call__(
         self,
@@ -124,20 +125,18 @@ class _Layer:
         attention: PagedAttention,
     ) -> torch.Tensor:
         config = self._config
-        normed = functional.rms_norm(hidden, (config.hidden_size,), self._input_norm, config.norm_epsilon)
-        heads = self._qkv(normed).view(len(hidden), config.heads + 2 * config.kv_heads, config.head_dim)
+        heads = self._qkv(self._input_norm(hidden)).view(len(hidden), config.heads + 2 * config.kv_heads, config.head_dim)
         rotated = heads[:, : config.heads + config.kv_heads]
         if config.normalizes_heads:
             queries, keys = rotated[:, : config.heads], rotated[:, config.heads :]
-            queries.copy_(functional.rms_norm(queries, (config.head_dim,), self._query_norm, config.norm_epsilon))
-            keys.copy_(functional.rms_norm(keys, (config.head_dim,), self._key_norm, config.norm_epsilon))
+            queries.copy_(self._query_norm(queries))
+            keys.copy_(self._key_norm(keys))
         _rotate(rotated, cosines, sines)
         keys_values = heads[:, config.heads :].flatten(1)
         attention.write(index, keys_values, geometry)
         seen = attention.attend(index, heads[:, : config.heads], keys_values, geometry)
         hidden = self._add(self._output, seen, hidden)
-        normed = functional.rms_norm(hidden, (config.hidden_size,), self._middle_norm, config.norm_epsilon)
-        gate, up = self._gate_up(normed).chunk(2, dim=1)
+        gate, up = self._gate_up(self._middle_norm(hidden)).chunk(2, dim=1)
         return self._add(self._down, functional.silu(gate).mul_(up), hidden)
 
     def _add(self, linear: Linear, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

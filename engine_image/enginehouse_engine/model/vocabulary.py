@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from enginehouse_engine.model.linear import Linear
 from enginehouse_engine.model.model_config import ModelConfig
+from enginehouse_engine.model.norm import Norm
 from enginehouse_engine.model.parallel import Parallel
 from enginehouse_engine.model.share_reader import ShareReader
 
@@ -36,15 +37,14 @@ class Embedding:
 class Head:
     """From the last layer's hidden states (N, hidden size) to float32 logits (N, vocabulary): first position; None in others."""
 
-    def __init__(self, norm: torch.Tensor, linear: Linear, *, model: ModelConfig, parallel: Parallel) -> None:
+    def __init__(self, norm: Norm, linear: Linear, *, model: ModelConfig, parallel: Parallel) -> None:
         self._norm = norm
         self._linear = linear
         self._model = model
         self._parallel = parallel
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        normed = functional.rms_norm(hidden, (self._model.hidden_size,), self._norm, self._model.norm_epsilon)
-        logits = self._parallel.gather(self._linear(normed))
+        logits = self._parallel.gather(self._linear(self._norm(hidden)))
         return None if logits is None else logits[:, : self._model.vocabulary_size].to(torch.float32)
 
 
@@ -62,6 +62,6 @@ def read_ends(reader: ShareReader, parallel: Parallel) -> tuple[Embedding | None
             linear = Linear(weight)
         else:
             linear = reader.by_rows([("lm_head", model.vocabulary_size, rows)], model.hidden_size)
-        norm = reader.vector("model.norm.weight", model.hidden_size)
+        norm = Norm(reader.vector("model.norm.weight", model.hidden_size), epsilon=model.norm_epsilon)
         head = Head(norm, linear, model=model, parallel=parallel)
     return embedding, head
