@@ -259,8 +259,19 @@ def test_a_process_that_cannot_be_started_again_is_a_death_of_its_unit_only() ->
     story = Story(ranks=2).serve()
     actions = story.exit(story.cores[0], KILLED)
     (core,) = started(actions)
-    assert started(story.life.not_started(core, reason="Cannot allocate memory")) == []
+    actions = story.life.not_started(core, reason="Cannot allocate memory")
+    assert started(actions) == []
     assert story.words() == [(2, "Dead"), (1, "Serving")]
+    (report,) = reported(actions)
+    assert (report["rank"], report["incarnation"], report["planned"]) == (0, 2, False), "the operator waits for a dead rank's cause"
+
+
+def test_a_death_before_the_registration_is_reported_like_any_other() -> None:
+    story = Story(ranks=2).serve()
+    (core,) = started(story.exit(story.cores[0], KILLED))
+    story.life.started(core, pid=200)
+    (report,) = reported(story.life.exited(core, exit=KILLED, out_of_memory=False))
+    assert (report["rank"], report["incarnation"], report["pid"], report["planned"]) == (0, 2, 200, False)
 
 
 def test_a_process_that_cannot_be_started_at_first_ends_the_engine_and_says_why() -> None:
@@ -338,3 +349,15 @@ def test_a_worker_that_said_why_it_fails_is_blamed_and_not_the_core_that_ends_be
     story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False)
     assert story.life.cause is not None
     assert (story.life.cause.process, story.life.cause.kind) == (worker, "OutOfMemory")
+
+
+def test_a_process_that_exits_without_a_word_is_blamed_and_not_the_one_that_says_it_lost_it() -> None:
+    story = Story(ranks=2, workers=2).serve()
+    _, silent, other = (process for process in story.all if process.rank == 0)
+    story.life.pipe_closed(silent, bye=False)
+    story.life.said(other, messages.Failed(cause="Exception", message="lost another worker"))
+    story.life.was_dying(other)
+    story.life.exited(silent, exit=Exit(exit_code=3), out_of_memory=False)
+    story.life.exited(other, exit=Exit(exit_code=1), out_of_memory=False)
+    assert story.life.cause is not None
+    assert (story.life.cause.process, story.life.cause.kind) == (silent, termination.EXIT_CODE)
