@@ -25,9 +25,11 @@ _PADDING_BLOCKS: Final = 16
 
 
 class _View(NamedTuple):
-    """What queries see of a context."""
+    """What queries see, of the gather buffer."""
 
-    tokens: slice
+    keys: torch.Tensor
+    """(sequences, kv heads, tokens, head dim); of a prompt (kv heads, query heads for each, tokens, head dim)."""
+    values: torch.Tensor
     mask: torch.Tensor | None
     """Additive (sequences, 1, queries, tokens). None = a lone token sees all of them, a prompt's tokens those up to their own."""
 
@@ -39,8 +41,10 @@ class _Group:
     rows: slice
     """Of the step's tokens."""
     sequences: int
-    blocks: torch.Tensor | None
-    """(sequences x width,) to gather, or None: the context is exactly this step's tokens."""
+    blocks: torch.Tensor
+    """(sequences x width,) of the cache, all layers'."""
+    gathered: torch.Tensor
+    """Where they are put side by side."""
     views: dict[int | None, _View]
     """By window."""
 
@@ -77,9 +81,9 @@ class PagedAttention:
         self._device = device
         self._windows = set(config.windows)
         # Zeros, not whatever was there: padding is multiplied by a weight of zero, which a stray infinity would survive.
-        self._caches = [
-            lazy_zeros((total_blocks, block_size, self._width), dtype=dtype, device=device) for _ in range(config.layers)
-        ]
+        shape = (total_blocks, block_size, self._width)
+        self._blocks = [lazy_zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self._slots = [blocks.view(-1, self._width) for blocks in self._blocks]
         self._gather_blocks = -(-gather_tokens // block_size)
         self._gathered = torch.empty(self._gather_blocks, block_size, self._width, dtype=dtype, device=device)
 
@@ -103,37 +107,27 @@ class PagedAttention:
 
     def write(self, layer: int, keys_values: torch.Tensor, geometry: StepGeometry) -> None:
         """Store ``keys_values`` (T, 2 x kv heads x head dim)."""
-        self._caches[layer].view(-1, self._width).index_copy_(0, geometry.slots, keys_values)
+        self._slots[layer].index_copy_(0, geometry.slots, keys_values)
 
-    def attend(self, layer: int, queries: torch.Tensor, keys_values: torch.Tensor, geometry: StepGeometry) -> torch.Tensor:
+    def attend(self, layer: int, queries: torch.Tensor, geometry: StepGeometry) -> torch.Tensor:
         """What ``queries`` (T, heads, head dim) see, (T, heads x head dim); this step's keys and values are written already."""
         config = self._config
         shared = config.heads // config.kv_heads
         outputs = []
         window = config.windows[layer]
         for group in geometry.groups:
-            n = group.sequences
-            new = group.rows.stop - group.rows.start
-            if group.blocks is None:
-                context = keys_values[group.rows].view(n, -1, 2, config.kv_heads, config.head_dim)
-            else:
-                gathered = self._gathered[: len(group.blocks)]
-                torch.index_select(self._caches[layer], 0, group.blocks, out=gathered)
-                context = gathered.view(n, -1, 2, config.kv_heads, config.head_dim)
-            seen, mask = group.views[window]
-            keys, values = context[:, seen, 0].transpose(1, 2), context[:, seen, 1].transpose(1, 2)
+            torch.index_select(self._blocks[layer], 0, group.blocks, out=group.gathered)
+            keys, values, mask = group.views[window]
             query = queries[group.rows]
-            if new == n:
+            if len(query) == group.sequences:
                 # One new token each: the query heads that share a key head stand where a prompt's tokens would.
-                query = query.view(n, config.kv_heads, shared, config.head_dim)
+                query = query.view(-1, config.kv_heads, shared, config.head_dim)
                 output = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-                outputs.append(output.reshape(n, -1))
+                outputs.append(output.reshape(len(query), -1))
             else:
-                query = query.view(new, config.kv_heads, shared, config.head_dim).permute(1, 2, 0, 3)
-                keys = keys[0].unsqueeze(1).expand(-1, shared, -1, -1)
-                values = values[0].unsqueeze(1).expand(-1, shared, -1, -1)
+                query = query.view(-1, config.kv_heads, shared, config.head_dim).permute(1, 2, 0, 3)
                 output = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
-                outputs.append(output.permute(2, 0, 1, 3).reshape(new, -1))
+                outputs.append(output.permute(2, 0, 1, 3).flatten(1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _decoding_groups(self, step: StepInput, count: int) -> list[_Group]:
@@ -150,29 +144,42 @@ class PagedAttention:
                     break
                 last, width, blocks_in_use = last + 1, wider, more
             lengths = step.context_lengths[first:last]
-            views = {window: self._decoding_view(lengths, width, window) for window in self._windows}
+            gathered = self._gathered[: width * (last - first)]
+            views = {window: self._decoding_view(gathered, lengths, window) for window in self._windows}
             blocks = self._tensor(step.block_tables[first:last, :width].ravel())
-            groups.append(_Group(slice(first, last), last - first, blocks, views))
+            groups.append(_Group(slice(first, last), last - first, blocks, gathered, views))
             first = last
         return groups
 
-    def _decoding_view(self, lengths: Int32s, width: int, window: int | None) -> _View:
+    def _decoding_view(self, gathered: torch.Tensor, lengths: Int32s, window: int | None) -> _View:
+        keys, values = self._keys_values(gathered, len(lengths))
         if len(lengths) == 1:
             # No mask: with one, attention alone takes half as long again.
             length = int(lengths[0])
-            return _View(slice(0 if window is None else max(0, length - window), length), None)
-        places = np.arange(width * self._block_size)
+            seen = slice(0 if window is None else max(0, length - window), length)
+            return _View(keys[:, :, seen], values[:, :, seen], None)
+        places = np.arange(keys.shape[2])
         hidden = places >= lengths[:, None]
         if window is not None:
             hidden |= places < lengths[:, None] - window
-        return _View(slice(len(places)), self._mask(hidden[:, None, None, :]))
+        return _View(keys, values, self._mask(hidden[:, None, None, :]))
 
     def _prompt_group(self, step: StepInput, row: int, offset: int) -> _Group:
         new, length = int(step.query_lengths[row]), int(step.context_lengths[row])
         width = -(-length // self._block_size)
-        blocks = None if new == length else self._tensor(step.block_tables[row, :width])
-        views = {window: _View(slice(length), self._prompt_mask(new, length, window)) for window in self._windows}
-        return _Group(slice(offset, offset + new), 1, blocks, views)
+        gathered = self._gathered[:width]
+        keys, values = (part[:, :, :length] for part in self._keys_values(gathered, 1))
+        if new > 1:
+            shape = (-1, self._config.heads // self._config.kv_heads, -1, -1)
+            keys, values = (part[0].unsqueeze(1).expand(shape) for part in (keys, values))
+        views = {window: _View(keys, values, self._prompt_mask(new, length, window)) for window in self._windows}
+        blocks = self._tensor(step.block_tables[row, :width])
+        return _Group(slice(offset, offset + new), 1, blocks, gathered, views)
+
+    def _keys_values(self, gathered: torch.Tensor, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each (sequences, kv heads, tokens, head dim)."""
+        keys, values = gathered.view(sequences, -1, 2, self._config.kv_heads, self._config.head_dim).unbind(2)
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _prompt_mask(self, new: int, length: int, window: int | None) -> torch.Tensor | None:
         if new == length and (window is None or window >= length):

@@ -125,16 +125,16 @@ class _Layer:
         attention: PagedAttention,
     ) -> torch.Tensor:
         config = self._config
-        heads = self._qkv(self._input_norm(hidden)).view(len(hidden), config.heads + 2 * config.kv_heads, config.head_dim)
+        projected = self._qkv(self._input_norm(hidden))
+        heads = projected.view(len(hidden), config.heads + 2 * config.kv_heads, config.head_dim)
         rotated = heads[:, : config.heads + config.kv_heads]
         if config.normalizes_heads:
             queries, keys = rotated[:, : config.heads], rotated[:, config.heads :]
             queries.copy_(self._query_norm(queries))
             keys.copy_(self._key_norm(keys))
         _rotate(rotated, cosines, sines)
-        keys_values = heads[:, config.heads :].flatten(1)
-        attention.write(index, keys_values, geometry)
-        seen = attention.attend(index, heads[:, : config.heads], keys_values, geometry)
+        attention.write(index, projected[:, config.heads * config.head_dim :], geometry)
+        seen = attention.attend(index, heads[:, : config.heads], geometry)
         hidden = self._add(self._output, seen, hidden)
         gate, up = self._gate_up(self._middle_norm(hidden)).chunk(2, dim=1)
         return self._add(self._down, functional.silu(gate).mul_(up), hidden)
