@@ -8,6 +8,7 @@ so, the same while nothing changed. What becomes of a rank is decided by ``lifec
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from enginehouse_engine.launcher import messages, publications, termination
 from enginehouse_engine.launcher.actions import Action
@@ -66,7 +67,11 @@ def orders(life: Lifecycle, member: int) -> Orders:
 
 def _order(life: Lifecycle, unit: Unit, mine: Iterable[Process], *, word: str) -> RankOrder:
     seen = [unit.seen[process] for process in mine if process in unit.seen]
-    end = "kill" if unit.over or any(one.killed for one in seen) else "stop" if any(one.asked_to_stop for one in seen) else ""
+    end: Literal["", "stop", "kill"] = ""
+    if unit.over or any(one.killed for one in seen):
+        end = "kill"
+    elif any(one.asked_to_stop for one in seen):
+        end = "stop"
     return RankOrder(
         rank=unit.processes[0].rank or 0,
         state=word,
