@@ -6,7 +6,8 @@ from typing import Any
 
 from enginehouse_engine.launcher import messages
 from enginehouse_engine.launcher.actions import Action, Kill, Report, Send, Start
-from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
+from enginehouse_engine.launcher.lifecycle import Lifecycle
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, WORKER, Process
 from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import engine_units

@@ -71,7 +71,8 @@ class StandIn:
         return [self._start.index, *values]
 
     def _act(self, method: str) -> None:
-        self._start.registration.stage(method)
+        if method in (self._method, "make", "meet", "load"):
+            self._start.registration.stage(method)
         if method != self._method:
             return
         match self._deed:

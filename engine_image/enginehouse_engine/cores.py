@@ -40,6 +40,8 @@ def spin_briefly() -> None:
     """Have OpenMP's threads sleep soon when they wait for each other. Call before torch is imported.
 
     By default they spin for milliseconds, which on shared cores keeps the very thread from running that they wait for: with
-    two busy neighbours on two cores SmolLM2 made 1.3 tokens per second with the default and 13 with this.
+    two busy neighbours on two cores SmolLM2 made 1.3 tokens per second with the default and 13 with a short spin. It has to
+    outlast the gaps between the products of a layer, though: with 2000 the threads slept hundreds of times in a step, and a
+    step that takes 13 ms took 38 (``docs/adr/0067-engine-speed.md``).
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

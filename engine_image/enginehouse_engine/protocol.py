@@ -9,13 +9,14 @@ Does not open sockets and does not know who sends what: see ``docs/wire-protocol
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
 TOKEN_BYTES: Final = 4
-"""Of a token id in a prompt."""
+"""Of a token id in a prompt, and of a log probability."""
 
 
 class ProtocolError(Exception):
@@ -40,6 +41,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token of a request is chosen. Temperature 0 is greedy; everything else then only filters."""
 
     max_tokens: int
+    """0 = only the prompt is computed."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -57,6 +59,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     min_tokens: int = 0
     logprobs: int | None = None
     """How many alternatives per token; 0 = only the chosen token's; absent = none."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +70,34 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top_tokens: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of every prompt token but the first, in one piece: some thousand tokens would be as many objects otherwise."""
+
+    logprobs: bytes
+    """float32 each, little-endian like all that follows."""
+    alternatives: int = 0
+    """So many for each token, in falling order."""
+    top_tokens: bytes = b""
+    """As of :func:`pack_tokens`."""
+    top_logprobs: bytes = b""
+
+
+def unpack_prompt_logprobs(packed: PromptLogprobs, prompt: Sequence[int]) -> list[TokenLogprobs]:
+    """Of the tokens of ``prompt`` after the first. Raises ProtocolError when they are those of another prompt."""
+    wanted, width = len(prompt) - 1, packed.alternatives
+    found = [len(part) for part in (packed.logprobs, packed.top_tokens, packed.top_logprobs)]
+    expected = [TOKEN_BYTES * count for count in (wanted, wanted * width, wanted * width)]
+    if found != expected:
+        raise ProtocolError(f"log probabilities of {wanted} tokens with {width} alternatives have {expected} bytes, found {found}")
+    logprobs, top_logprobs = array("f", packed.logprobs), array("f", packed.top_logprobs)
+    top_tokens = array("i", packed.top_tokens)
+    tops = [slice(place * width, (place + 1) * width) for place in range(wanted)]
+    return [
+        TokenLogprobs(token, logprob, tuple(top_tokens[top]), tuple(top_logprobs[top]))
+        for token, logprob, top in zip(prompt[1:], logprobs, tops, strict=True)
+    ]
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -130,6 +162,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token: int | None = None
     """The token that ended it: also the last of ``tokens``, not part of the text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+    """Given with the first output, if asked for."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were reused; given with the first token."""
     error: str = ""
@@ -150,6 +184,10 @@ class StepStats(msgspec.Struct, frozen=True, omit_defaults=True):
     generated_tokens: int = 0
     cached_tokens: int = 0
     steps: int = 0
+    model_seconds: float = 0.0
+    """Spent in the executor."""
+    outside_model_seconds: float = 0.0
+    """Spent between two steps of the executor while there was work: scheduling, messages, whatever else."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs", omit_defaults=True):

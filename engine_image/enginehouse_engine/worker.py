@@ -6,21 +6,31 @@ sized. Does not schedule and does not know requests.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
 from enginehouse_engine.cores import usable_cores
-from enginehouse_engine.executor.contract import ExecutorFailure, SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import (
+    ExecutorFailure,
+    SamplingInput,
+    ScoringInput,
+    StepInput,
+    StepOutput,
+    WorkerProfile,
+)
 from enginehouse_engine.model.attention import PagedAttention
 from enginehouse_engine.model.decoder import Decoder
 from enginehouse_engine.model.parallel import SOLO, Parallel, Position
 from enginehouse_engine.model.sampler import sample
+from enginehouse_engine.model.scoring import SLICE_ROWS, score
 from enginehouse_engine.model.weights import open_weights
 
 logger = logging.getLogger("enginehouse.worker")
@@ -48,6 +58,7 @@ class Worker:
         threads = max(1, usable_cores() // (config.parallel.data * parallel.position.workers))
         torch.set_num_threads(threads)
         self._dtype = choose_dtype(config.dtype, self._device)
+        logger.info("libraries are imported, reading %s", config.model_path)
         with torch.inference_mode():
             self._decoder = Decoder(
                 open_weights(config.model_path), dtype=self._dtype, device=self._device, threads=threads, parallel=parallel
@@ -101,11 +112,20 @@ class Worker:
     def _compute(self, step: StepInput, attention: PagedAttention, depth: int | None = None) -> StepOutput | None:
         geometry = attention.geometry(step)
         tokens = torch.from_numpy(step.tokens).to(self._device)
-        last_rows = np.cumsum(step.query_lengths)[: step.choosing] - 1
-        logits = self._decoder.forward(
-            tokens, geometry, attention, torch.from_numpy(last_rows.astype(np.int64)).to(self._device), depth=depth
-        )
-        return None if logits is None else sample(logits, step.sampling)
+        hidden = self._decoder.forward(tokens, geometry, attention, depth=depth)
+        if hidden is None:
+            return None
+
+        def logits_at(rows: NDArray[np.integer[Any]]) -> torch.Tensor | None:
+            return self._decoder.logits(hidden, torch.from_numpy(rows.astype(np.int64)).to(self._device))
+
+        # First, so that never the logits of both are there at once.
+        scoring = None if step.scoring is None else score(step.scoring, logits_at)
+        logits = logits_at(np.cumsum(step.query_lengths)[: step.choosing] - 1)
+        if logits is None:
+            return None
+        output = sample(logits, step.sampling)
+        return output if scoring is None else dataclasses.replace(output, scoring=scoring)
 
     def _allocate(self, total_blocks: int) -> PagedAttention:
         return PagedAttention(
@@ -173,8 +193,8 @@ def device_of(rank: int, position: Position) -> torch.device:
     number = rank * position.workers + position.index
     if number >= count:
         raise ConfigError(
-            f"worker {position.index} of rank {rank} needs an accelerator of its own, the {number + 1}th, but this container has "
-            f"{count}: lower parallelism.data, tensor or pipeline"
+            f"worker {position.index} of rank {rank} needs an accelerator of its own, number {number} from 0, this container "
+            f"has {count}: lower parallelism.data, tensor or pipeline"
         )
     return torch.device("cuda", number)
 
@@ -204,6 +224,7 @@ def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, cho
         bias_values=constant(1),
         logprobs=20,
     )
+    scored = np.arange(min(sum(new), SLICE_ROWS), dtype=np.int32)
     return StepInput(
         tokens=np.zeros(sum(new), np.int32),
         query_lengths=np.array(new, np.int32),
@@ -211,6 +232,7 @@ def _dummy_step(config: EngineConfig, new: list[int], lengths: list[int], *, cho
         block_tables=np.full((len(new), width), RESERVED_BLOCK, np.int32),
         choosing=choosing,
         sampling=sampling,
+        scoring=ScoringInput(rows=scored, followers=np.zeros_like(scored), alternatives=20),
     )
 
 

@@ -14,7 +14,7 @@ from . import reasons
 from .api import End, revision
 from .failures import REMOVED, UNKNOWN, Failure
 from .observe import Member, Replica
-from .ranks import DEAD, FAILED, RankRow, Row
+from .ranks import DEAD, FAILED, RankRow, Row, unanswered
 from .steps import EndReplica
 
 _SEVERITY = {reasons.MEMBER_FAILED: 0, reasons.MEMBER_LOST: 1, reasons.RANK_DEAD: 2, reasons.MEMBER_REMOVED: 3}
@@ -77,7 +77,7 @@ def _of_member(replica: Replica, member: Member) -> Ending | None:
 
 def _best_record(member: Member, row: Row | None) -> Failure | None:
     """The launcher's last words, with the times of the monitor's record of the same death; else what the monitor knows."""
-    reported = row.failures if row is not None else ()
+    reported = unanswered(row) if row is not None else ()
     words = member.failure
     if words is None:
         return msgspec.structs.replace(_gravest(reported), member=member.name) if reported and not member.succeeded else None
@@ -98,8 +98,8 @@ def _who(record: Failure) -> tuple[str, int | None, int | None, int | None]:
 
 def _of_lost(row: Row) -> Ending:
     """A row whose pod is gone, or was replaced by one of the same name."""
-    if row.failures:
-        return Ending(reason=reasons.MEMBER_FAILED, record=msgspec.structs.replace(_gravest(row.failures), member=row.name))
+    if reported := unanswered(row):
+        return Ending(reason=reasons.MEMBER_FAILED, record=msgspec.structs.replace(_gravest(reported), member=row.name))
     if row.state in ("Draining", "Ended"):
         record = Failure(member=row.name, class_=REMOVED, message="the pod was deleted by somebody", detected_by="Pod")
         return Ending(reason=reasons.MEMBER_REMOVED, record=record)
@@ -108,13 +108,17 @@ def _of_lost(row: Row) -> Ending:
 
 
 def _of_rank(replica: Replica, rank: RankRow) -> Ending | None:
-    """None while the rank's member is over: that is told first, by its launcher or by the kubelet."""
-    if replica.copy is None or rank.rank in replica.ranks_of_ended_members:
+    """None while the rank's member is over: that is told first, by its launcher or by the kubelet.
+
+    None too until the death of this very incarnation is told: a rank is Dead before its processes are reaped.
+    """
+    record = record_of(replica, rank)
+    if replica.copy is None or rank.rank in replica.ranks_of_ended_members or record is None:
         return None
-    return Ending(reason=reasons.RANK_DEAD, record=record_of(replica, rank))
+    return Ending(reason=reasons.RANK_DEAD, record=record) if record.incarnation == rank.incarnation else None
 
 
-def record_of(replica: Replica, rank: RankRow) -> Failure:
+def record_of(replica: Replica, rank: RankRow) -> Failure | None:
     """What this incarnation of a rank, or the one before it, died of: the newest that is known."""
     found = [
         msgspec.structs.replace(record, member=row.name)
@@ -123,7 +127,6 @@ def record_of(replica: Replica, rank: RankRow) -> Failure:
         if record.rank == rank.rank
     ]
     if not found:
-        words = "the rank is over, and no process of it was reported: see the launcher's log"
-        return Failure(role="engine-core", rank=rank.rank, incarnation=rank.incarnation, message=words)
+        return None
     newest = max(record.incarnation or 0 for record in found)
     return _gravest(tuple(record for record in found if (record.incarnation or 0) == newest))

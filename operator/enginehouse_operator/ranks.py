@@ -62,14 +62,15 @@ def _badness(part: RankRow) -> int:
     return _WORST_FIRST.index(part.state) if part.state in _WORST_FIRST else 1
 
 
-def restarted_in_place(rows: Iterable[Row]) -> tuple[Failure, ...]:
+def restarted_in_place(row: Row) -> tuple[Failure, ...]:
     """Failures that the launcher answered itself: their rank has a newer incarnation by now."""
-    found = []
-    for row in rows:
-        now = {part.rank: part.incarnation for part in row.ranks}
-        found += [
-            failure
-            for failure in row.failures
-            if failure.rank is not None and (failure.incarnation or 0) < now.get(failure.rank, 0)
-        ]
-    return tuple(found)
+    now = {part.rank: part.incarnation for part in row.ranks}
+    return tuple(
+        failure for failure in row.failures if failure.rank is not None and (failure.incarnation or 0) < now.get(failure.rank, 0)
+    )
+
+
+def unanswered(row: Row) -> tuple[Failure, ...]:
+    """The other ones."""
+    answered = restarted_in_place(row)
+    return tuple(failure for failure in row.failures if failure not in answered)

@@ -179,13 +179,14 @@ def _rank_problems(replicas: Iterable[Replica]) -> Iterable[Problem]:
         for rank in replica.ranks:
             if rank.state in (DEAD, RESTARTING):
                 reason = reasons.RANK_DEAD if rank.state == DEAD else reasons.RANK_RESTARTING
-                words = f"rank {rank.rank} of {replica.name} is {rank.state}: {record_of(replica, rank)}"
+                cause = record_of(replica, rank) or "its cause is not known yet"
+                words = f"rank {rank.rank} of {replica.name} is {rank.state}: {cause}"
                 yield Problem(reason=reason, message=words)
 
 
 def _restarts(replica: Replica) -> int:
     carried = sum(failure.costs_budget for failure in replica.spec.failures)
-    return carried + len({failure.identity for failure in restarted_in_place(replica.rows)})
+    return carried + len({failure.identity for row in replica.rows for failure in restarted_in_place(row)})
 
 
 def _with_what_starts(count: str, live: list[Replica]) -> str:

@@ -23,7 +23,7 @@ def test_an_example_is_accepted(example: Path, api_cluster: cluster.Cluster, nam
 
 
 def test_there_are_the_examples_that_the_documentation_names() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"minimal", "smollm2", "smollm2-volume", "gpu", "parallel", "members"}
+    assert {path.stem for path in EXAMPLES} >= {"minimal", "smollm2", "smollm2-volume", "gpu", "parallel"}
 
 
 def test_the_smallest_example_is_about_ten_lines() -> None:

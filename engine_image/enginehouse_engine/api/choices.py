@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from enginehouse_engine.protocol import RequestOutput, TokenLogprobs
+from enginehouse_engine.protocol import PromptLogprobs, RequestOutput, TokenLogprobs
 from enginehouse_engine.text.detokenizer import Detokenizer, StopStrings
 from enginehouse_engine.text.tokenizer import Tokenizer
 
@@ -29,12 +29,21 @@ class Delta:
     text: str
     scored: tuple[ScoredToken, ...] = ()
     finish_reason: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    """Of the prompt, with the first delta, if asked for."""
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of the prompt's log probabilities: many take long to write out."""
+        return 0 if self.prompt_logprobs is None else len(self.prompt_logprobs.logprobs) + len(self.prompt_logprobs.top_tokens)
 
 
 class Choice:
-    """The state of one answer. ``continues``: its text goes on with the prompt's."""
+    """The state of one answer."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, continues: bool) -> None:
+        """``continues``: it is no message but goes on with the prompt's text, and its end token counts among the scored ones."""
+        self._scores_end = continues
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stops = StopStrings(stops)
         self._pending: list[ScoredToken] = []
@@ -52,6 +61,8 @@ class Choice:
         self.cached_tokens += output.cached_tokens
         tokens = output.tokens[:-1] if output.stop_token is not None else output.tokens
         text = self._read_tokens(tokens, output.logprobs)
+        if self._scores_end and len(output.logprobs) > len(tokens):
+            self._pending.append(ScoredToken(output.logprobs[-1], self._read))
         if output.finish_reason is not None:
             text += self._detokenizer.finish()
         text = self._stops.feed(text)
@@ -62,7 +73,7 @@ class Choice:
             text += self._stops.finish()
         self._shown += len(text)
         self.finished = reason is not None
-        return Delta(text, self._scored(), reason)
+        return Delta(text, self._scored(), reason, output.prompt_logprobs)
 
     def _read_tokens(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
         if not logprobs:

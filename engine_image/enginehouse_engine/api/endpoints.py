@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from enginehouse_engine.api import errors, translate
 from enginehouse_engine.api.choices import Choice, Delta
+from enginehouse_engine.api.echo import Echo
 from enginehouse_engine.api.formats import ChatFormat, CompletionFormat, Format
 from enginehouse_engine.api.generation import ClientGone, Generation
 from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, chat_request, completion_request
@@ -82,7 +83,7 @@ class _Endpoint(ABC, Generic[_Request]):
             try:
                 with self._generate(plan, text, arrival) as generation:
                     generation.watch(receive)
-                    response = await (_streamed if request.stream else _whole)(generation, plan.form)
+                    response = await (self._streamed if request.stream else self._whole)(generation, plan.form)
                     await response(scope, receive, send)
             except ClientGone:
                 return
@@ -104,11 +105,33 @@ class _Endpoint(ABC, Generic[_Request]):
             arrival_seconds=arrival,
         )
 
-    async def _computed(self, body_bytes: int, compute: Callable[[], _Result]) -> _Result:
-        """``compute()``, in a thread when the body is long enough to hold up others."""
-        if body_bytes < LONG_BODY_BYTES:
+    async def _streamed(self, generation: Generation, form: Format) -> Response:
+        return EventStream(generation, form, await generation.next(), computed=self._computed)
+
+    async def _whole(self, generation: Generation, form: Format) -> Response:
+        parts: dict[int, list[Delta]] = {}
+        while not generation.ended:
+            for index, delta in await generation.next():
+                parts.setdefault(index, []).append(delta)
+        answers = [
+            Delta(
+                "".join(delta.text for delta in deltas),
+                tuple(token for delta in deltas for token in delta.scored),
+                deltas[-1].finish_reason,
+                deltas[0].prompt_logprobs,
+            )
+            for _, deltas in sorted(parts.items())
+        ]
+        body = await self._computed(
+            sum(answer.prompt_bytes for answer in answers), lambda: msgspec.json.encode(form.whole(answers, generation.usage()))
+        )
+        return Response(body, media_type="application/json")
+
+    async def _computed(self, size_bytes: int, compute: Callable[[], _Result]) -> _Result:
+        """``compute()``, in a thread when what it works on is long enough to hold up others."""
+        if size_bytes < LONG_BODY_BYTES:
             return compute()
-        threads = self._service.threads if body_bytes < VERY_LONG_BODY_BYTES else self._service.slow_thread
+        threads = self._service.threads if size_bytes < VERY_LONG_BODY_BYTES else self._service.slow_thread
         return await asyncio.get_running_loop().run_in_executor(threads, compute)
 
 
@@ -143,15 +166,20 @@ class Completions(_Endpoint[CompletionRequest]):
                 prompts.append(pack_tokens(prompt))
             return asked, prompts, most
 
-        def echo() -> list[str]:
+        def echo() -> list[Echo]:
             texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
-            return [part for part in texts for _ in range(answers)]
+            return [Echo(part, prompt) for part, prompt in zip(texts, prompts, strict=True) for _ in range(answers)]
 
         asked, prompts, most = await self._computed(body_bytes, prepare)
         samplings = [
             [
                 translate.sampling(
-                    request, max_tokens=tokens, logprobs=request.logprobs, answer=answer, vocab_size=tokenizer.vocab_size
+                    request,
+                    max_tokens=tokens,
+                    logprobs=request.logprobs,
+                    prompt_logprobs=request.logprobs if request.echo else None,
+                    answer=answer,
+                    vocab_size=tokenizer.vocab_size,
                 )
                 for answer in range(answers)
             ]
@@ -247,26 +275,6 @@ def authorize(request: Request, api_key: bytes | None) -> None:
     # Starlette has made Latin-1 of the header's bytes, whatever they were.
     if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode("latin-1").strip(), api_key):
         raise errors.unauthorized()
-
-
-async def _streamed(generation: Generation, form: Format) -> Response:
-    return EventStream(generation, form, await generation.next())
-
-
-async def _whole(generation: Generation, form: Format) -> Response:
-    parts: dict[int, list[Delta]] = {}
-    while not generation.ended:
-        for index, delta in await generation.next():
-            parts.setdefault(index, []).append(delta)
-    answers = [
-        Delta(
-            "".join(delta.text for delta in deltas),
-            tuple(token for delta in deltas for token in delta.scored),
-            deltas[-1].finish_reason,
-        )
-        for _, deltas in sorted(parts.items())
-    ]
-    return Response(msgspec.json.encode(form.whole(answers, generation.usage())), media_type="application/json")
 
 
 def _wants_usage(request: CompletionRequest | ChatRequest) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, Struct, UnsetType
 
 from enginehouse_engine.api.choices import Delta, ScoredToken
+from enginehouse_engine.api.echo import Echo
 from enginehouse_engine.api.schema import (
     AnswerMessage,
     ChatChoice,
@@ -112,45 +113,54 @@ class ChatFormat(Format):
 
 @dataclass(kw_only=True)
 class CompletionFormat(Format):
-    """``text_completion``. ``echoes``: the prompt's text for each answer, to stand before it; empty = no echo."""
+    """``text_completion``. ``echoes``: the prompt for each answer, to stand before it; empty = no echo."""
 
-    echoes: Sequence[str] = ()
+    echoes: Sequence[Echo] = ()
     _begun: set[int] = field(default_factory=set)
 
     def chunks(self, index: int, delta: Delta) -> list[Struct]:
-        text = delta.text
-        if self.echoes and index not in self._begun:
-            self._begun.add(index)
-            text = self.echoes[index] + text
-        if not text and not delta.scored and delta.finish_reason is None:
+        begins = index not in self._begun
+        self._begun.add(index)
+        if not (self.echoes and begins) and not delta.text and not delta.scored and delta.finish_reason is None:
             return []
-        return [self._response([CompletionChoice(index, text, self._logprobs(delta.scored), delta.finish_reason)], self._no_usage)]
+        return [self._response([self._choice(index, delta, begins=begins)], self._no_usage)]
 
     def last_chunk(self, usage: Usage) -> Struct:
         return self._response([], usage)
 
     def whole(self, answers: Sequence[Delta], usage: Usage) -> Struct:
-        echoes = self.echoes or [""] * len(answers)
-        choices = [
-            CompletionChoice(index, echo + answer.text, self._logprobs(answer.scored), answer.finish_reason)
-            for index, (echo, answer) in enumerate(zip(echoes, answers, strict=True))
-        ]
-        return self._response(choices, usage)
+        return self._response([self._choice(index, answer, begins=True) for index, answer in enumerate(answers)], usage)
+
+    def _choice(self, index: int, delta: Delta, *, begins: bool) -> CompletionChoice:
+        echo = self.echoes[index] if self.echoes else None
+        if echo is None:
+            return CompletionChoice(index, delta.text, self._logprobs(delta.scored), delta.finish_reason)
+        scored = [ScoredToken(token.logprobs, len(echo.text) + token.offset) for token in delta.scored]
+        if not begins:
+            return CompletionChoice(index, delta.text, self._logprobs(scored), delta.finish_reason)
+        first = None
+        if delta.prompt_logprobs is not None:
+            first = echo.first_token()
+            scored = echo.scored(self.tokenizer, delta.prompt_logprobs) + scored
+        return CompletionChoice(index, echo.text + delta.text, self._logprobs(scored, first=first), delta.finish_reason)
 
     def _response(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Struct:
         return CompletionResponse(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
 
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> CompletionLogprobs | None:
+    def _logprobs(self, scored: Sequence[ScoredToken], *, first: int | None = None) -> CompletionLogprobs | None:
+        """``first``: a prompt's first token, which stands before the scored ones."""
         if not self.logprobs:
             return None
         entries = [token.logprobs for token in scored]
+        before = [] if first is None else [self._name(first)[0]]
+        nothing = [None] * len(before)
         tops = [
             {self._name(token)[0]: logprob for token, logprob in zip(entry.top_tokens, entry.top_logprobs, strict=True)}
             for entry in entries
         ]
         return CompletionLogprobs(
-            tokens=[self._name(entry.token)[0] for entry in entries],
-            token_logprobs=[entry.logprob for entry in entries],
-            top_logprobs=tops if any(tops) else None,
-            text_offset=[token.offset for token in scored],
+            tokens=[*before, *(self._name(entry.token)[0] for entry in entries)],
+            token_logprobs=[*nothing, *(entry.logprob for entry in entries)],
+            top_logprobs=[*nothing, *tops] if any(tops) else None,
+            text_offset=[0] * len(before) + [token.offset for token in scored],
         )

@@ -117,6 +117,8 @@ class _RankFigures(Collector):
             "enginehouse_preemptions": ("Sequences set back to make room for others", "preemptions"),
             "enginehouse_prefix_cache_hit_tokens": ("Tokens of prompts whose keys and values were reused", "cached_tokens"),
             "enginehouse_engine_steps": ("Steps computed", "steps"),
+            "enginehouse_engine_model_seconds": ("Time in which the model computed", "model_seconds"),
+            "enginehouse_engine_outside_model_seconds": ("Time between steps while there was work", "outside_model_seconds"),
         }
         for name, (text, field) in counters.items():
             family = CounterMetricFamily(name, text, labels=["rank"])

@@ -69,6 +69,8 @@ class CompletionRequest(Parameters, frozen=True, kw_only=True, forbid_unknown_fi
     """``POST /v1/completions``."""
 
     prompt: str | list[str | TokenId | list[TokenId]]
+    max_tokens: Annotated[int, Meta(ge=0, le=_TOKEN_ID)] | None = None
+    """0 = only the echoed prompt."""
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -140,8 +142,9 @@ class CompletionLogprobs(Struct, frozen=True):
     """Four lists, one entry for each token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt: nothing is before it."""
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

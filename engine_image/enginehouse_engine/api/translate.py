@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -63,15 +63,12 @@ def completion_prompts(request: CompletionRequest) -> list[str] | list[list[int]
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
-    texts = [part for part in prompt if isinstance(part, str)]
-    ids = [part for part in prompt if isinstance(part, int)]
-    lists = [part for part in prompt if isinstance(part, list)]
-    if prompt and len(texts) == len(prompt):
-        return texts
-    if prompt and len(ids) == len(prompt):
-        return [ids]
-    if prompt and len(lists) == len(prompt):
-        return lists
+    # One pass without a Python step for each of what may be a million numbers.
+    kinds = set(map(type, prompt))
+    if kinds == {str} or kinds == {list}:
+        return cast(list[str] | list[list[int]], prompt)
+    if kinds == {int}:
+        return [cast(list[int], prompt)]
     wanted = "a text, a list of texts, a list of token ids, or a list of such lists"
     raise errors.invalid(f"'prompt' must be {wanted}, and not empty", param="prompt")
 
@@ -80,8 +77,8 @@ def check_completion(request: CompletionRequest) -> None:
     """What of a completion request depends on several fields. Raises ApiError."""
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise errors.unsupported("best_of", "answers are not ranked, so it can only equal 'n'")
-    if request.echo and request.logprobs is not None:
-        raise errors.unsupported("echo", "log probabilities of the prompt are not computed; leave out 'logprobs' or 'echo'")
+    if request.max_tokens == 0 and not request.echo:
+        raise errors.invalid("'max_tokens' is at least 1, or 0 with 'echo': true", param="max_tokens")
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
@@ -116,7 +113,15 @@ def answer_tokens(asked: int | None, *, prompt_tokens: int, limit: int, default:
     return wanted
 
 
-def sampling(request: Parameters, *, max_tokens: int, logprobs: int | None, answer: int, vocab_size: int) -> Sampling:
+def sampling(
+    request: Parameters,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    answer: int,
+    vocab_size: int,
+) -> Sampling:
     """How answer number ``answer`` of a request is generated; with a seed each answer has its own. Raises ApiError."""
     return Sampling(
         max_tokens=max_tokens,
@@ -133,16 +138,17 @@ def sampling(request: Parameters, *, max_tokens: int, logprobs: int | None, answ
         ignore_eos=bool(request.ignore_eos),
         min_tokens=_min_tokens(request.min_tokens or 0, max_tokens),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
 def check_characters(text: str, *, longest_token: int, limit: int, param: str) -> None:
-    """Raises ApiError when a prompt of so many characters and one token cannot be within ``limit`` (tokens).
+    """Raises ApiError when a prompt of so many characters cannot be within ``limit`` (tokens).
 
     Tokenizing takes some 80 bytes of memory for each character, so what cannot fit anyway must not get so far.
     """
     least = -(-len(text) // longest_token)
-    if least >= limit:
+    if least > limit:
         raise errors.text_too_long(limit=limit, characters=len(text), least_tokens=least, param=param)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
 from enginehouse_engine.core.scheduler import Scheduled, StepPlan
 from enginehouse_engine.core.sequence import Sequence
-from enginehouse_engine.executor.contract import SamplingInput, StepInput
+from enginehouse_engine.executor.contract import SamplingInput, ScoringInput, StepInput
 from enginehouse_engine.protocol import Sampling
 
 
@@ -40,8 +40,15 @@ def build_step(plan: StepPlan, *, end_token_ids: tuple[int, ...]) -> tuple[StepI
         block_tables=tables,
         choosing=len(choosing),
         sampling=_sampling_input([part.sequence for part in choosing], end_token_ids),
+        scoring=_scoring_input(parts),
     )
     return step, parts
+
+
+def due_positions(part: Scheduled) -> range:
+    """Positions of a prompt that this part of a step scores; most requests want none."""
+    scores = part.sequence.prompt_scores
+    return range(0) if scores is None else scores.due(part.start, part.count)
 
 
 def uniforms(seeds: NDArray[np.uint64], indices: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -67,6 +74,29 @@ def _is_plain(sequence: Sequence) -> bool:
 
 def _has_penalty(sampling: Sampling) -> bool:
     return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0 or sampling.repetition_penalty != 1
+
+
+def _scoring_input(parts: list[Scheduled]) -> ScoringInput | None:
+    if all(part.sequence.prompt_scores is None for part in parts):
+        return None
+    rows: list[NDArray[np.int32]] = []
+    followers = array("i")
+    alternatives = 0
+    offset = 0
+    for part in parts:
+        scores, due = part.sequence.prompt_scores, due_positions(part)
+        if scores is not None and due:
+            rows.append(np.arange(due.start, due.stop, dtype=np.int32) + (offset - part.start))
+            followers += part.sequence.tokens[due.start + 1 : due.stop + 1]
+            alternatives = max(alternatives, scores.alternatives)
+        offset += part.count
+    if not rows:
+        return None
+    return ScoringInput(
+        rows=np.concatenate(rows).astype(np.int32, copy=False),
+        followers=np.array(followers, np.int32),
+        alternatives=alternatives,
+    )
 
 
 def _sampling_input(sequences: list[Sequence], end_token_ids: tuple[int, ...]) -> SamplingInput | None:

@@ -2,29 +2,39 @@
 
 Invariant: a request that was added ends with exactly one output that has a finish reason, unless it is aborted; one that can
 never run is refused at once and never queued.
-Does not know sockets, processes or time (``process.py``), nor how a model is run (``executor/``).
+Does not know sockets or processes (``process.py``), decides nothing by time, nor how a model is run (``executor/``).
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from enginehouse_engine.config import ConfigError, EngineConfig
-from enginehouse_engine.core.batch import build_step
+from enginehouse_engine.core.batch import build_step, due_positions
 from enginehouse_engine.core.context_fit import ContextFit, fit_context
 from enginehouse_engine.core.kv_cache import BlockPool
-from enginehouse_engine.core.scheduler import Scheduler
+from enginehouse_engine.core.prompt_scores import PromptScores
+from enginehouse_engine.core.scheduler import Scheduled, Scheduler
 from enginehouse_engine.core.sequence import Sequence
-from enginehouse_engine.executor.contract import Executor, StepOutput, WorkerProfile
-from enginehouse_engine.protocol import ProtocolError, RequestOutput, StepStats, Submit, TokenLogprobs, unpack_tokens
+from enginehouse_engine.executor.contract import Executor, ScoringOutput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.protocol import (
+    PromptLogprobs,
+    ProtocolError,
+    RequestOutput,
+    StepStats,
+    Submit,
+    TokenLogprobs,
+    unpack_tokens,
+)
 
 
 class EngineCore:
     """Scheduler, KV cache and executor of one rank. Front ends are told apart by their index."""
 
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    def __init__(self, config: EngineConfig, executor: Executor, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """Profile, fit the context to the memory and allocate the cache. Raises ContextTooSmall."""
         if config.max_step_tokens < config.max_batch:
             raise ConfigError(
@@ -49,6 +59,11 @@ class EngineCore:
         self._generated_tokens = 0
         self._cached_tokens = 0
         self._steps = 0
+        self._clock = clock
+        self._model_seconds = 0.0
+        self._outside_seconds = 0.0
+        self._model_ended: float | None = None
+        """None when all was done since the last step: the time since then was nobody's."""
 
     @property
     def has_work(self) -> bool:
@@ -75,6 +90,10 @@ class EngineCore:
             sampling=submit.sampling,
             seed=secrets.randbits(64) if seed is None else seed % 2**64,
         )
+        if (alternatives := submit.sampling.prompt_logprobs) is not None:
+            sequence.prompt_scores = PromptScores(len(tokens), alternatives=alternatives)
+        if not self._sequences:
+            self._model_ended = None
         self._sequences[front_end, submit.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -95,9 +114,10 @@ class EngineCore:
         if not plan.scheduled:
             raise RuntimeError(f"the scheduler planned nothing for {len(self._sequences)} requests")
         step, parts = build_step(plan, end_token_ids=self._end_token_ids)
-        output = self._executor.execute_model(step)
-        self._steps += 1
+        output = self._execute(step)
         self._scheduler.commit(plan)
+        if output.scoring is not None:
+            _collect(parts, output.scoring)
         outputs: dict[int, list[RequestOutput]] = {}
         tokens = output.tokens.tolist()
         for row, part in enumerate(parts[: step.choosing]):
@@ -117,19 +137,31 @@ class EngineCore:
             generated_tokens=self._generated_tokens,
             cached_tokens=self._cached_tokens,
             steps=self._steps,
+            model_seconds=self._model_seconds,
+            outside_model_seconds=self._outside_seconds,
         )
 
     def shutdown(self) -> None:
         """Release what the executor holds."""
         self._executor.shutdown()
 
+    def _execute(self, step: StepInput) -> StepOutput:
+        began = self._clock()
+        if self._model_ended is not None:
+            self._outside_seconds += began - self._model_ended
+        output = self._executor.execute_model(step)
+        self._model_ended = self._clock()
+        self._model_seconds += self._model_ended - began
+        self._steps += 1
+        return output
+
     def _why_never(self, submit: Submit, tokens: list[int]) -> str:
         limit = self.fit.max_context_length
         asked = len(tokens) + submit.sampling.max_tokens
         if not tokens:
             return "the prompt is empty: at least one token is needed"
-        if submit.sampling.max_tokens < 1:
-            return f"max_tokens is at least 1, found {submit.sampling.max_tokens}"
+        if submit.sampling.max_tokens < 0:
+            return f"max_tokens is at least 0, found {submit.sampling.max_tokens}"
         if asked > limit:
             return (
                 f"prompt ({len(tokens)} tokens) and answer ({submit.sampling.max_tokens} tokens) need a context of {asked} tokens, "
@@ -142,23 +174,36 @@ class EngineCore:
 
     def _append(self, sequence: Sequence, token: int, output: StepOutput, row: int) -> RequestOutput:
         first = sequence.generated == 0
-        sequence.tokens.append(token)
-        self._generated_tokens += 1
+        prompt_logprobs = None
         if first:
             self._prompt_tokens += sequence.prompt_length
             self._cached_tokens += sequence.cached_tokens or 0
+            if sequence.prompt_scores is not None:
+                prompt_logprobs = sequence.prompt_scores.message()
+                sequence.prompt_scores = None
+        cached_tokens = (sequence.cached_tokens or 0) if first else 0
+        if sequence.sampling.max_tokens == 0:
+            # What was chosen after the prompt is nobody's.
+            self._forget(sequence)
+            return RequestOutput(sequence.request_id, (), "length", prompt_logprobs=prompt_logprobs, cached_tokens=cached_tokens)
+        sequence.tokens.append(token)
+        self._generated_tokens += 1
         reason = self._finish_reason(sequence, token)
         if reason is not None:
-            self._scheduler.remove(sequence)
-            del self._sequences[sequence.front_end, sequence.request_id]
+            self._forget(sequence)
         return RequestOutput(
             request_id=sequence.request_id,
             tokens=(token,),
             finish_reason=reason,
             stop_token=token if reason == "stop" else None,
             logprobs=_token_logprobs(sequence, token, output, row),
-            cached_tokens=(sequence.cached_tokens or 0) if first else 0,
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=cached_tokens,
         )
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.front_end, sequence.request_id]
 
     def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
         sampling = sequence.sampling
@@ -190,6 +235,23 @@ def _smallest_fit(config: EngineConfig, profiles: list[WorkerProfile]) -> Contex
 def _fault(submit: Submit, reason: str) -> RequestOutput:
     """The front end broke the protocol: no client could have asked for this."""
     return RequestOutput(request_id=submit.request_id, finish_reason="error", error=reason)
+
+
+def _collect(parts: list[Scheduled], scoring: ScoringOutput) -> None:
+    """Give each sequence the scores of its prompt."""
+    begin = 0
+    for part in parts:
+        if (scores := part.sequence.prompt_scores) is not None and (due := due_positions(part)):
+            rows = slice(begin, begin + len(due))
+            begin += len(due)
+            top_tokens = scoring.top_tokens[rows, : scores.alternatives]
+            part_scores = PromptLogprobs(
+                logprobs=scoring.logprobs[rows].astype("<f4").tobytes(),
+                alternatives=top_tokens.shape[1],
+                top_tokens=top_tokens.astype("<i4").tobytes(),
+                top_logprobs=scoring.top_logprobs[rows, : scores.alternatives].astype("<f4").tobytes(),
+            )
+            scores.add(part_scores)
 
 
 def _token_logprobs(sequence: Sequence, token: int, output: StepOutput, row: int) -> tuple[TokenLogprobs, ...]:

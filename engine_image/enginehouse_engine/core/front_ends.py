@@ -6,7 +6,7 @@ Does not know what a request means (``loop.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,10 +62,10 @@ class FrontEnds:
     def welcome(self, index: int) -> None:
         self._front_ends[index].welcomed = True
 
-    def receive(self) -> Iterator[tuple[int, ToCore]]:
-        """Everything that has arrived. Raises ProtocolError."""
+    def receive(self, ready: Container[object]) -> Iterator[tuple[int, ToCore]]:
+        """Everything that has arrived on the sockets that are ``ready``. Raises ProtocolError."""
         for index, front_end in list(self._front_ends.items()):
-            while True:
+            while front_end.socket in ready:
                 try:
                     frames = front_end.socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:

@@ -89,10 +89,11 @@ class Loop:
             while not self._stopping:
                 if not self._core.has_work:
                     self._executor.attend()
-                self._poller.poll(self._patience_milliseconds())
-                while message := self._registration.receive():
+                # One system call looks at everything: who has nothing to say, launcher included, is not asked again.
+                ready = dict(self._poller.poll(self._patience_milliseconds()))
+                while self._registration.fileno() in ready and (message := self._registration.receive()):
                     self._obey(message)
-                for front_end, request in self._front_ends.receive():
+                for front_end, request in self._front_ends.receive(ready):
                     self._take(front_end, request)
                 self._advance()
         finally:

@@ -133,7 +133,10 @@ class Scheduler:
             return False
         extend_hashes(sequence.hashes, sequence.tokens, block_size=self._block_size)
         # The last token is always computed: its logits choose the next one.
-        reusable = (len(sequence.tokens) - 1) // self._block_size
+        known = len(sequence.tokens) - 1
+        if sequence.prompt_scores is not None:
+            known = sequence.prompt_scores.reusable(known)
+        reusable = known // self._block_size
         reused = self._pool.match(sequence.hashes[:reusable])
         fresh = self._blocks_for(sequence) - len(reused)
         revived = sum(self._pool.references(block) == 0 for block in reused)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+from enginehouse_engine.core.prompt_scores import PromptScores
 from enginehouse_engine.protocol import Sampling
 
 
@@ -32,6 +33,8 @@ class Sequence:
     """Blocks already findable by hash."""
     cached_tokens: int | None = None
     """Prompt tokens reused when it first ran; None before."""
+    prompt_scores: PromptScores | None = None
+    """Until the first output, if it wants to see log probabilities of its prompt."""
 
     @property
     def remaining(self) -> int:

@@ -70,6 +70,18 @@ class SamplingInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInput:
+    """The R places in a step's prompts whose next token is known and wanted with its log probability."""
+
+    rows: Int32s
+    """(R,) places in the step's tokens, rising."""
+    followers: Int32s
+    """(R,) the token after each: in this step or in a later one."""
+    alternatives: int
+    """Most alternatives any of them wants to see; 0 = none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
     """T tokens of S sequences; the first N sequences choose their next token. A sequence's tokens are adjacent."""
 
@@ -84,6 +96,19 @@ class StepInput:
     choosing: int
     """N: sequences that choose come first."""
     sampling: SamplingInput | None = None
+    scoring: ScoringInput | None = None
+    """Absent = nobody wants to see log probabilities of a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringOutput:
+    """Log probabilities under the model's own distribution, of the R followers and of the best tokens in their place."""
+
+    logprobs: Float32s
+    """(R,)"""
+    top_tokens: Int32s
+    """(R, K) in falling order."""
+    top_logprobs: Float32s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +122,8 @@ class StepOutput:
     top_tokens: Int32s | None = None
     """(N, K) best alternatives in falling order."""
     top_logprobs: Float32s | None = None
+    scoring: ScoringOutput | None = None
+    """Present if the step asked for it."""
 
 
 class Executor(ABC):

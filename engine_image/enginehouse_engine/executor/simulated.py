@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from enginehouse_engine.config import EngineConfig
 from enginehouse_engine.core.context_fit import kv_block_bytes
-from enginehouse_engine.executor.contract import Executor, ExecutorFailure, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import (
+    Executor,
+    ExecutorFailure,
+    ScoringOutput,
+    StepInput,
+    StepOutput,
+    WorkerProfile,
+)
 
 VOCABULARY_SIZE: Final = 257
 END_TOKEN: Final = 256
@@ -44,6 +51,16 @@ def _choose(states: States, randomness: NDArray[np.float64]) -> NDArray[np.int32
     fraction = stirred.astype(np.float64) / 2.0**32
     letters = 32 + (stirred % np.uint64(_PRINTABLE)).astype(np.int32)
     return np.where(fraction < END_CHANCE, END_TOKEN, letters).astype(np.int32)
+
+
+def _score(tokens: NDArray[np.int32], alternatives: int) -> ScoringOutput:
+    """Each token is the best one, and those that follow it in the vocabulary are the next best."""
+    places = np.arange(alternatives, dtype=np.int32)
+    return ScoringOutput(
+        logprobs=np.full(len(tokens), -1.0, np.float32),
+        top_tokens=((tokens[:, None] + places) % VOCABULARY_SIZE).astype(np.int32),
+        top_logprobs=np.tile(-1.0 - places.astype(np.float32), (len(tokens), 1)),
+    )
 
 
 def simulated_answer(prompt: Sequence[int], count: int) -> list[int]:
@@ -96,15 +113,12 @@ class SimulatedExecutor(Executor):
         if step.sampling is not None:
             randomness = np.where(step.sampling.temperature > 0, step.sampling.uniform, 0.0)
         tokens = _choose(last_states, randomness)
+        scoring = None if step.scoring is None else _score(step.scoring.followers, step.scoring.alternatives)
         if step.sampling is None or step.sampling.logprobs < 0:
-            return StepOutput(tokens=tokens)
-        alternatives = (tokens[:, None] + np.arange(step.sampling.logprobs, dtype=np.int32)) % VOCABULARY_SIZE
-        falling = np.tile(-np.arange(1.0, step.sampling.logprobs + 1, dtype=np.float32), (step.choosing, 1))
+            return StepOutput(tokens=tokens, scoring=scoring)
+        own = _score(tokens, step.sampling.logprobs)
         return StepOutput(
-            tokens=tokens,
-            logprobs=np.full(step.choosing, -1.0, np.float32),
-            top_tokens=alternatives.astype(np.int32),
-            top_logprobs=falling,
+            tokens=tokens, logprobs=own.logprobs, top_tokens=own.top_tokens, top_logprobs=own.top_logprobs, scoring=scoring
         )
 
     def check_health(self) -> None:

@@ -5,6 +5,7 @@ Does not decide what is done with it: ``memory_budget.py`` does.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,20 @@ def oom_kills(view: MemoryView | None = None) -> int:
             continue
         return int(fields.get("oom_kill", 0))
     return 0
+
+
+class OomKills:
+    """The kernel's kills for memory from now on, each to be put down to one process."""
+
+    def __init__(self, view: MemoryView | None = None) -> None:
+        self._view = view
+        self._explained = oom_kills(view)
+
+    def explain(self, death_signal: int | None, *, killed_here: bool) -> bool:
+        """Whether one of them explains this death; it then explains no other. Whom we killed ourselves needs no explanation."""
+        explains = death_signal == signal.SIGKILL and not killed_here and oom_kills(self._view) > self._explained
+        self._explained += explains
+        return explains
 
 
 def _limits(view: MemoryView) -> Iterator[int]:

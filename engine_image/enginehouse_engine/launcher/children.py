@@ -51,7 +51,9 @@ class Children:
 
     _pids: dict[int, Process] = field(default_factory=dict)
 
-    def spawn(self, process: Process, argv: Sequence[str], *, descriptors: Mapping[int, int]) -> int:
+    def spawn(
+        self, process: Process, argv: Sequence[str], *, descriptors: Mapping[int, int], environment: Mapping[str, str] = os.environ
+    ) -> int:
         """Start ``argv``; its pid. ``descriptors`` maps numbers in the child to descriptors here.
 
         Standard input is empty and standard output goes to the launcher's standard error, since standard output is the launcher's.
@@ -64,7 +66,7 @@ class Children:
         pid = os.posix_spawn(
             argv[0],
             list(argv),
-            os.environ,
+            environment,
             file_actions=actions,
             setsid=True,
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],

@@ -37,9 +37,10 @@ from enginehouse_engine.launcher.control import ControlServer
 from enginehouse_engine.launcher.engine_config import engine_config
 from enginehouse_engine.launcher.event_loop import EventLoop
 from enginehouse_engine.launcher.leader_link import LeaderLink
-from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
+from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.member_links import MEMBERS_PORT, MemberLinks, own_name
 from enginehouse_engine.launcher.monitor_link import MonitorLink
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
@@ -113,7 +114,7 @@ class Launcher:
         )
         self._own_pipe, self._own_write_end = registration.open_death_pipe()
         self._children = children.Children()
-        self._oom_kills = cgroup.oom_kills()
+        self._oom_kills = cgroup.OomKills()
         self._loop = EventLoop()
         # A terminal that goes away ends the engine in order, but not one that was started with nohup.
         hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
@@ -207,9 +208,8 @@ class Launcher:
     def _reaped(self, process: Process, exit: Exit) -> None:
         logger.info("%s %s", process, exit)
         self._control.drain(process)
-        oom_kills = cgroup.oom_kills()
-        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=oom_kills > self._oom_kills))
-        self._oom_kills = oom_kills
+        out_of_memory = self._oom_kills.explain(exit.signal, killed_here=self._lifecycle.was_killed(process))
+        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=out_of_memory))
         self._control.forget(process)
         if process.role == MODEL_FETCH:
             self._do(self._fetch_ended(exit))
@@ -297,7 +297,12 @@ class Launcher:
                 continue
             descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER and self._listener else {}
             try:
-                pid = self._children.spawn(process, self._command_line(process, self._files), descriptors=descriptors)
+                pid = self._children.spawn(
+                    process,
+                    self._command_line(process, self._files),
+                    descriptors=descriptors,
+                    environment=command_lines.environment(process, os.environ),
+                )
             except OSError as error:
                 return actions + self._lifecycle.not_started(process, reason=str(error))
             again = f", incarnation {process.incarnation}" if process.incarnation > 1 else ""

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 from enginehouse_engine.launcher import messages, publications, readiness, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
+from enginehouse_engine.launcher.phase import Phase, member_word, rank_word
 from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
@@ -32,16 +32,6 @@ STOP_AFTER_DEATH_SECONDS: Final = 2.0
 """The same after a death: time for the API servers to fail their requests with an error."""
 REAP_SECONDS: Final = 60.0
 """From SIGKILL to giving up on a process that the kernel does not let go; releasing much memory takes seconds."""
-
-
-class Phase(StrEnum):
-    """Of the engine; the monitor's words for it are in :meth:`Lifecycle.state`."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    ENDED = "ended"
 
 
 @dataclass
@@ -119,7 +109,8 @@ class Lifecycle:
     def may_register(self, process: Process, *, pid: int) -> str:
         """Why ``process`` may not register; empty = it may."""
         seen = next((unit.seen[process] for unit in self.units if process in unit.seen), None)
-        if seen is None:
+        # One that is reaped has no use for it, although what it sent before may be read only now.
+        if seen is None or seen.exited:
             return f"this launcher has not started {process} (incarnation {process.incarnation}), or it is over"
         if seen.registered:
             return f"{process} (incarnation {process.incarnation}) is registered already, with pid {seen.pid}"
@@ -134,18 +125,24 @@ class Lifecycle:
 
     def said(self, process: Process, message: messages.FromProcess) -> list[Action]:
         """A message of a registered process."""
-        seen = self._unit_of(process).seen[process]
+        unit = self._unit_of(process)
+        seen = unit.seen[process]
         match message:
             case messages.Stage(stage=stage):
                 seen.stage = stage
             case messages.Failed():
                 seen.failed = message
+                unit.first_failed = unit.first_failed or process
             case messages.Bound(endpoint=endpoint):
                 seen.endpoint = endpoint
             case messages.Published(record=record):
                 seen.record = record
-            case messages.Ready(max_context_length=length):
+            case messages.Ready(max_context_length=length, ranks=fits):
                 seen.ready = message
+                for rank in self._ranks():
+                    for fit in fits:
+                        if fit.rank == rank.processes[0].rank:
+                            rank.fits(fit)
                 self._lowest = min(length, self._lowest or length)
                 self._check_ready()
             case messages.Drained():
@@ -166,6 +163,10 @@ class Lifecycle:
     def was_dying(self, process: Process) -> None:
         """It was killed, but the kernel says that its end had begun before: then that is no planned one."""
         self._unit_of(process).seen[process].killed = False
+
+    def was_killed(self, process: Process) -> bool:
+        """By the launcher itself, which also kills with SIGKILL."""
+        return self._unit_of(process).seen[process].killed
 
     def exited(self, process: Process, *, exit: Exit, out_of_memory: bool) -> list[Action]:
         """The process is gone and reaped."""
@@ -240,24 +241,14 @@ class Lifecycle:
 
     def state(self) -> dict[str, Any]:
         """The ``state`` message for the monitor: whole, the same while nothing changed."""
-        return publications.state(self._word(), [(rank, self._word_of(rank)) for rank in self._ranks()], servers=self._servers())
+        ranks = [(rank, rank_word(self.phase, rank.state, ends_badly=self._ends_badly)) for rank in self._ranks()]
+        return publications.state(member_word(self.phase, ends_badly=self._ends_badly), ranks)
 
     def max_context_length(self) -> int:
         """What every API server accepts (tokens). Only while serving."""
         return readiness.max_context_length(self.units)
 
     # Decisions
-
-    def _word(self) -> str:
-        if self._ends_badly:
-            return "Failed"
-        words = {Phase.STARTING: "Starting", Phase.SERVING: "Serving", Phase.ENDED: "Ended"}
-        return words.get(self.phase, "Draining")
-
-    def _word_of(self, rank: Unit) -> str:
-        if self._ends_badly or rank.state is UnitState.DEAD:
-            return UnitState.DEAD.value
-        return {Phase.STARTING: UnitState.STARTING.value, Phase.SERVING: rank.state.value}.get(self.phase, "Draining")
 
     @property
     def _ends_badly(self) -> bool:
@@ -289,7 +280,10 @@ class Lifecycle:
         if unit not in self._fallen:
             self._fallen.append(unit)
         restart_until = self.now + self.startup_timeout_seconds if self.phase is Phase.SERVING else None
-        return unit.fall(culprit, now=self.now, restart_until=restart_until) + self._end_without_living()
+        actions = unit.fall(culprit, now=self.now, restart_until=restart_until)
+        # A rank may have waited for nobody but this API server.
+        self._check_ready()
+        return actions + self._end_without_living()
 
     def _end_without_living(self) -> list[Action]:
         """The engine ends when it has no rank, or no API server, that lives; while it starts it needs them all."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from enginehouse_engine.launcher import termination
 from enginehouse_engine.launcher.actions import Action, Send
@@ -19,10 +20,10 @@ from enginehouse_engine.launcher.lifecycle import (
     SETTLE_SECONDS,
     STOP_SECONDS,
     Lifecycle,
-    Phase,
     ask_to_stop,
 )
 from enginehouse_engine.launcher.member_messages import Orders, RankOrder, Report, WorkerState, death_of
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.termination import Cause
 from enginehouse_engine.launcher.unit import Unit, UnitState
 
@@ -94,6 +95,16 @@ class MemberLifecycle(Lifecycle):
         ]
         return Report(leaving=self._leaving, workers=tuple(workers))
 
+    def state(self) -> dict[str, Any]:
+        """As anywhere, but that the leader knows how far a rank is that has not died here."""
+        message = super().state()
+        if self.phase in (Phase.STARTING, Phase.SERVING):
+            for rank in message["ranks"]:
+                order = self._orders.get(rank["rank"])
+                if order is not None and rank["state"] != UnitState.DEAD:
+                    rank["state"] = order.state
+        return message
+
     @property
     def cause(self) -> Cause | None:
         text = f"the leader at {self.leader} has ended what {self.name} holds, and did not say why"
@@ -154,12 +165,6 @@ class MemberLifecycle(Lifecycle):
         """A part that the leader ended has a cause elsewhere, which is about to be told."""
         untold = any(unit.cause is None for unit in self._fallen) and not self._leader_is_gone
         return [] if untold else super()._check_ended()
-
-    def _word_of(self, rank: Unit) -> str:
-        order = self._orders.get(rank.processes[0].rank or 0)
-        here = super()._word_of(rank)
-        goes_on = self.phase in (Phase.STARTING, Phase.SERVING) and rank.state is not UnitState.DEAD
-        return order.state if order is not None and goes_on else here
 
     def _awaited(self) -> list[str]:
         if self.has_joined or (self.monitor and not self._stored):

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from enginehouse_engine.launcher.actions import Action, Send
-from enginehouse_engine.launcher.messages import Fit
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 from enginehouse_engine.launcher.termination import Cause
 from enginehouse_engine.launcher.unit import Unit
@@ -46,15 +45,13 @@ def ranks(state: Message, *, max_context_length: int | None) -> Message:
     return {"type": "ranks", "ranks": rows, **limit}
 
 
-def state(member: str, ranks: Iterable[tuple[Unit, str]], *, servers: Iterable[Unit]) -> Message:
-    """For the monitor: the pod's state in its word, and each rank's."""
-    fits = {(fit.rank, fit.incarnation): fit for fit in reversed(_fits(servers))}  # the first API server's word
+def state(member: str, ranks: Iterable[tuple[Unit, str]]) -> Message:
+    """For the monitor: the pod's state in its word, and each rank's. A rank that is gone still limits what API servers accept."""
     rows = []
     for unit, word in ranks:
-        rank = unit.processes[0].rank or 0
-        fit = fits.get((rank, unit.incarnation))
+        fit = unit.fit
         shown = {"maxContextLength": fit.max_context_length, "kvBlocks": fit.kv_blocks} if fit else {}
-        rows.append({"rank": rank, "incarnation": unit.incarnation, "state": word, **shown})
+        rows.append({"rank": unit.processes[0].rank or 0, "incarnation": unit.incarnation, "state": word, **shown})
     return {"type": "state", "state": member, "ranks": rows}
 
 
@@ -81,7 +78,3 @@ def untold(units: Iterable[Unit], *, replica_uid: str, ranks: Message, with_addr
                     seen.told[message["type"]] = message
                     actions.append(Send(process, message))
     return actions
-
-
-def _fits(servers: Iterable[Unit]) -> list[Fit]:
-    return [fit for unit in servers for seen in unit.seen.values() if seen.ready for fit in seen.ready.ranks]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
+
 from enginehouse_engine.config import MembersConfig
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, Kill
@@ -72,7 +74,11 @@ class Unit:
     """This incarnation is: a process of it has died, or it was not wanted any more."""
     culprit: Process | None = None
     """Whose death was the first sign."""
+    first_failed: Process | None = None
+    """The first that said why it was about to exit."""
     seen: dict[Process, Seen] = field(default_factory=dict)
+    fit: messages.Fit | None = None
+    """Of a rank: its cache, and the shortest context of all its incarnations, which no API server ever exceeds again."""
     _verdict: Cause | None = None
     _restarted_at: float = -math.inf
 
@@ -111,6 +117,12 @@ class Unit:
         self.deadline = math.inf
         self.cause = None
         self.culprit = None
+
+    def fits(self, fit: messages.Fit) -> None:
+        """What an API server heard from this rank, if it is the present one."""
+        if fit.incarnation == self.incarnation:
+            length = min(fit.max_context_length, self.fit.max_context_length if self.fit else fit.max_context_length)
+            self.fit = msgspec.structs.replace(fit, max_context_length=length)
 
     def fall(self, culprit: Process | None, *, now: float, restart_until: float | None) -> list[Action]:
         """A death has begun. ``restart_until`` is the deadline of a restart; None = it is not asked for."""
@@ -151,6 +163,7 @@ class Unit:
         self.seen = {}
         self.over = False
         self.culprit = None
+        self.first_failed = None
         return self.processes
 
     def death_of(self, process: Process, *, exit: Exit, out_of_memory: bool) -> tuple[Cause, bool]:
@@ -168,13 +181,14 @@ class Unit:
         """A process of it died and this is why.
 
         The first death is the cause. But one whose memory takes long to release is seen after those that broke because of it: so a
-        signal, which never is a consequence, goes before the exit of another process of the same incarnation.
+        signal, which never is a consequence, and whoever was the first to say why it fails, go before the exit of another process
+        of the same incarnation.
         """
         first = self.cause
         is_consequence = (
             first is not None
             and first.exit.signal is None
-            and death.exit.signal is not None
+            and (death.exit.signal is not None or (death.process is not None and death.process == self.first_failed))
             and first.process is not None
             and first.process.incarnation == self.incarnation
         )

@@ -53,11 +53,10 @@ class Decoder:
         tokens: torch.Tensor,
         geometry: StepGeometry,
         attention: PagedAttention,
-        last_rows: torch.Tensor,
         *,
         depth: int | None = None,
     ) -> torch.Tensor | None:
-        """Float32 logits (N, vocabulary) of the tokens (T,) at ``last_rows`` (N,), for the position that chooses; None for others.
+        """Hidden states (T, hidden size) of the tokens (T,), in the last stage; None in the others.
 
         ``depth`` = only so many layers of each stage.
         """
@@ -73,7 +72,15 @@ class Decoder:
         if self._head is None:
             self._parallel.send(hidden)
             return None
-        return self._head(hidden[last_rows])
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+        """Float32 logits (N, vocabulary) of ``rows`` (N,) of what :meth:`forward` returned, for the position that chooses.
+
+        Only in the last stage, all of whose positions take part; None in those that do not choose.
+        """
+        assert self._head is not None
+        return self._head(hidden[rows])
 
 
 class _Layer:

@@ -1,8 +1,8 @@
 """How large a member's /dev/shm has to be: the engine's formula for its message queues, repeated here.
 
 Invariant: what the engine allocates fits. Operator and engine never import each other; a contract test compares the two
-formulas (`enginehouse_engine/shared_memory_size.py`). The size is a ceiling: only pages that are used count, against the container's
-memory limit, and the launcher leaves them room. Does not know volumes (``pods.py``).
+formulas (`enginehouse_engine/shared_memory_size.py`). The size is a ceiling: only pages that are used count, against the
+container's memory limit, and the launcher leaves them room. Does not know volumes (``pods.py``).
 
     queue(readers, ring) = 64 KiB + ring + readers * 64 KiB
     one rank, in one pod = queue(workers, 8 MiB) + workers * queue(1, 2 MiB)

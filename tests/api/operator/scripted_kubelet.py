@@ -89,14 +89,14 @@ class ScriptedKubelet:
             self._end(name, exit_code=78, words=words("ContextTooSmall", "only 100 tokens fit, 2048 are asked for"))
         self._done[uid] = fate
 
-    def tell(self, pod: Pod, *, lengths: dict[int, int] | None = None, **changes: Any) -> None:
+    def tell(self, pod: Pod, *, lengths: dict[int, int] | None = None, incarnation: int = 1, **changes: Any) -> None:
         """Write the pod's row, as its monitor would. ``changes`` are rank states by ``rank_1="Dead"``, and ``failures``."""
         metadata = pod["metadata"]
         owner = metadata["ownerReferences"][0]
         ranks = [
             {
                 "rank": rank,
-                "incarnation": 2 if changes.get(f"rank_{rank}") == "Restarting" else 1,
+                "incarnation": incarnation,
                 "state": changes.get(f"rank_{rank}", "Serving"),
                 "maxContextLength": (lengths or {}).get(rank, self.context_length),
                 "kvBlocks": 512,

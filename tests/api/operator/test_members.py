@@ -87,17 +87,17 @@ def test_a_rank_that_restarts_is_named_and_ends_nothing_and_a_dead_one_is_replac
     stage.apply(**TWO_RANKS)
     stage.until_condition("Ready", "True")
     (pod,) = stage.pods()
-    stage.kubelet.tell(pod, rank_1="Restarting", failures=[failure()])
+    stage.kubelet.tell(pod, rank_1="Restarting", incarnation=2, failures=[failure()])
     restarting = stage.until_condition("Ready", "False", "RankRestarting")
     assert "rank 1 of" in restarting["message"]
     assert "signal 9: killed" in restarting["message"]
     stage.until_condition("Available", "True", "SomeReplicasServe")
     assert stage.engine()["status"]["lastFailure"]["member"] == pod["metadata"]["name"]
-    stage.kubelet.tell(pod, failures=[failure()])
+    stage.kubelet.tell(pod, incarnation=2, failures=[failure()])
     stage.until_condition("Ready", "True")
     assert ended(stage) == []
-    stage.kubelet.tell(pod, rank_1="Dead", failures=[failure(), failure(incarnation=2, pid=18)])
-    stage.until(lambda: stage.engine()["status"].get("restarts"), saying="a successor")
+    stage.kubelet.tell(pod, rank_1="Dead", incarnation=2, failures=[failure(), failure(incarnation=2, pid=18)])
+    stage.until(lambda: stage.engine()["status"].get("restarts") == 2, saying="a successor")
     stage.until_condition("Ready", "True")
     assert uids(stage.pods()).isdisjoint(uids([pod]))
     events = stage.list("/api/v1/namespaces/{namespace}/events")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,12 +28,15 @@ from enginehouse_engine.protocol import (
     Abort,
     Hello,
     Outputs,
+    PromptLogprobs,
     RequestOutput,
     Submit,
     ToCore,
     TokenLogprobs,
     decode_to_core,
     encode,
+    pack_tokens,
+    unpack_tokens,
 )
 from enginehouse_engine.text.tokenizer import BYTE_END_OF_TEXT
 
@@ -82,6 +86,9 @@ def says(text: str) -> Behaviour:
     def behaviour(submit: Submit) -> Iterator[RequestOutput]:
         tokens = [*text.encode(), BYTE_END_OF_TEXT]
         most = submit.sampling.max_tokens
+        scores = _prompt_logprobs(submit)
+        if most == 0:
+            yield RequestOutput(submit.request_id, (), "length", prompt_logprobs=scores)
         for place, token in enumerate(tokens[:most]):
             end = token == BYTE_END_OF_TEXT
             reason = "stop" if end else "length" if place + 1 == most else None
@@ -91,6 +98,7 @@ def says(text: str) -> Behaviour:
                 reason,
                 stop_token=token if end else None,
                 logprobs=_logprobs(token, submit.sampling.logprobs),
+                prompt_logprobs=scores if place == 0 else None,
                 cached_tokens=3 if place == 0 else 0,
             )
 
@@ -117,6 +125,21 @@ def _logprobs(token: int, wanted: int | None) -> tuple[TokenLogprobs, ...]:
         return ()
     top = tuple((token + place) % 257 for place in range(wanted))
     return (TokenLogprobs(token, -0.5, top, tuple(-0.5 - place for place in range(wanted))),)
+
+
+def _prompt_logprobs(submit: Submit) -> PromptLogprobs | None:
+    """The token at place i has minus i, and is followed by its successors in the vocabulary as the next best."""
+    wanted = submit.sampling.prompt_logprobs
+    if wanted is None:
+        return None
+    tokens = unpack_tokens(submit.prompt)
+    places = range(1, len(tokens))
+    return PromptLogprobs(
+        logprobs=array("f", [-place for place in places]).tobytes(),
+        alternatives=wanted,
+        top_tokens=pack_tokens([(tokens[place] + rank) % 257 for place in places for rank in range(wanted)]),
+        top_logprobs=array("f", [-place - rank for place in places for rank in range(wanted)]).tobytes(),
+    )
 
 
 class Core:

@@ -27,10 +27,13 @@ TOKENIZER = byte_tokenizer()
     stops=st.lists(st.text("ab#é", min_size=1, max_size=3), max_size=2),
     sizes=st.lists(st.integers(1, 5), min_size=30, max_size=30),
     reason=st.sampled_from(["stop", "length"]),
+    continues=st.booleans(),
 )
-def test_text_and_log_probabilities_belong_together(text: str, stops: list[str], sizes: list[int], reason: str) -> None:
+def test_text_and_log_probabilities_belong_together(
+    text: str, stops: list[str], sizes: list[int], reason: str, continues: bool
+) -> None:
     tokens = [*text.encode(), *([256] if reason == "stop" else [])]
-    choice = Choice(TOKENIZER, stops, continues=True)
+    choice = Choice(TOKENIZER, stops, continues=continues)
     shown, scored, ends = "", [], []
     while tokens and not choice.finished:
         size = sizes.pop()
@@ -52,7 +55,9 @@ def test_text_and_log_probabilities_belong_together(text: str, stops: list[str],
     if not text and reason == "length":
         return
     assert ends == ["stop" if cut < len(text) else reason]
-    assert bytes(token.logprobs.token for token in scored) == shown.encode()
+    # The end token of a completion is scored, as clients count on one entry for each generated token; that of a message is not.
+    end = [256] if continues and reason == "stop" and cut == len(text) else []
+    assert [token.logprobs.token for token in scored] == [*shown.encode(), *end]
     assert [token.offset for token in scored] == sorted(token.offset for token in scored)
     assert all(0 <= token.offset <= len(shown) for token in scored)
 

@@ -139,6 +139,65 @@ def test_completion_logprobs_stop_with_the_text(client: openai.OpenAI, core: Cor
     assert [top for part in logprobs for top in part.top_logprobs or []] == [{"a": -0.5}, {"b": -0.5}, {"c": -0.5}]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echoed_prompt_is_scored_like_the_answer(client: openai.OpenAI, core: Core, stream: bool) -> None:
+    core.behaviour = says("déf")
+    made: Any = client.completions.create(
+        model="sim", prompt=["aé", "xyz"], max_tokens=2, logprobs=1, echo=True, temperature=0, stream=stream
+    )
+    parts = [choice for chunk in made for choice in chunk.choices] if stream else made.choices
+    first, second = ([part for part in parts if part.index == index] for index in (0, 1))
+    assert "".join(part.text for part in first) == "aéd\N{REPLACEMENT CHARACTER}"
+    assert first[0].text.startswith("aé")
+    assert second[0].text.startswith("xyz")
+    assert first[-1].finish_reason == "length"
+    logprobs = [part.logprobs for part in first]
+    assert [token for part in logprobs for token in part.tokens] == ["a", "bytes:\\xc3", "bytes:\\xa9", "d", "bytes:\\xc3"]
+    assert [logprob for part in logprobs for logprob in part.token_logprobs] == [None, -1, -2, -0.5, -0.5]
+    assert [offset for part in logprobs for offset in part.text_offset] == [0, 1, 1, 2, 3]
+    tops = [top for part in logprobs for top in part.top_logprobs]
+    assert tops == [None, {"bytes:\\xc3": -1}, {"bytes:\\xa9": -2}, {"d": -0.5}, {"bytes:\\xc3": -0.5}]
+    assert [core.submits.get_nowait().sampling.prompt_logprobs for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_a_prompt_is_scored(client: openai.OpenAI, core: Core, stream: bool) -> None:
+    """As evaluation harnesses ask: token ids, and no answer."""
+    made: Any = client.completions.create(
+        model="sim", prompt=[[104], [105, 106]], max_tokens=0, logprobs=0, echo=True, stream=stream
+    )
+    choices = sorted(
+        [choice for chunk in made for choice in chunk.choices] if stream else made.choices, key=lambda choice: int(choice.index)
+    )
+    assert [(choice.text, choice.finish_reason) for choice in choices] == [("h", "length"), ("ij", "length")]
+    assert [choice.logprobs.tokens for choice in choices] == [["h"], ["i", "j"]]
+    assert [choice.logprobs.token_logprobs for choice in choices] == [[None], [None, -1]]
+    assert [choice.logprobs.top_logprobs for choice in choices] == [None, None]
+    assert [core.submits.get_nowait().sampling.max_tokens for _ in range(2)] == [0, 0]
+    if not stream:
+        assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (3, 0)
+
+
+def test_a_prompt_of_exactly_the_context_can_be_echoed(client: openai.OpenAI, core: Core) -> None:
+    answer = client.completions.create(model="sim", prompt="x" * LIMIT, max_tokens=0, logprobs=1, echo=True)
+    assert answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.tokens or []) == LIMIT
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="sim", prompt="x" * (LIMIT + 1), max_tokens=0, logprobs=1, echo=True)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_the_end_token_of_a_completion_is_scored(client: openai.OpenAI, core: Core) -> None:
+    """Clients that echo a prompt cut off one entry for each generated token, whether or not it is text."""
+    core.behaviour = says("a")
+    answer = client.completions.create(model="sim", prompt="x", max_tokens=5, logprobs=1, echo=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("xa", "stop")
+    assert logprobs.token_logprobs == [None, -0.5, -0.5]
+    assert logprobs.text_offset == [0, 1, 2]
+
+
 def test_characters_never_come_in_halves(client: openai.OpenAI, core: Core) -> None:
     core.behaviour = says("日本 😀")
     with client.chat.completions.create(model="sim", messages=HI, stream=True) as stream:

@@ -122,13 +122,13 @@ def test_prompts_of_no_known_form_are_refused(prompt: Any) -> None:
     assert (refused.value.detail.param or "").startswith("prompt")
 
 
-@pytest.mark.parametrize(("characters", "accepted"), [(0, True), (10 * (LIMIT - 1), True), (10 * (LIMIT - 1) + 1, False)])
+@pytest.mark.parametrize(("characters", "accepted"), [(0, True), (10 * LIMIT, True), (10 * LIMIT + 1, False)])
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(characters: int, accepted: bool) -> None:
     """Tokenizing takes 80 bytes of memory for each character: a long enough body would end the API server."""
     if accepted:
         translate.check_characters("x" * characters, longest_token=10, limit=LIMIT, param="prompt")
         return
-    with pytest.raises(ApiError, match="at least 100 tokens") as refused:
+    with pytest.raises(ApiError, match="at least 101 tokens") as refused:
         translate.check_characters("x" * characters, longest_token=10, limit=LIMIT, param="prompt")
     assert (refused.value.status, refused.value.detail.code) == (400, "context_length_exceeded")
 

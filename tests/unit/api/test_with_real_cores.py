@@ -58,6 +58,24 @@ def test_a_seed_gives_the_same_answers_again_and_n_gives_different_ones(engine: 
     assert len(set(texts[0])) == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_are_scored_by_the_cores(engine: Engine, stream: bool) -> None:
+    """Long ones in several chunks. The simulated model calls each token that follows the best one."""
+    prompts = ["z" * 500, "short", "x"]
+    with engine.client() as client:
+        made: Any = client.completions.create(model="sim", prompt=prompts, max_tokens=0, logprobs=2, echo=True, stream=stream)
+        choices = [choice for chunk in made for choice in chunk.choices] if stream else made.choices
+    for choice in choices:
+        prompt = prompts[choice.index]
+        assert (choice.text, choice.finish_reason) == (prompt, "length")
+        assert choice.logprobs.tokens == list(prompt)
+        assert choice.logprobs.token_logprobs == [None] + [-1.0] * (len(prompt) - 1)
+        assert choice.logprobs.text_offset == list(range(len(prompt)))
+        if len(prompt) > 1:
+            assert choice.logprobs.top_logprobs == [None, *({one: -1.0, chr(ord(one) + 1): -2.0} for one in prompt[1:])]
+    assert sorted(choice.index for choice in choices) == [0, 1, 2]
+
+
 def test_a_repeated_prompt_is_found_in_the_cache(alone: Engine) -> None:
     with alone.client() as client:
         usages = [client.completions.create(model="sim", prompt="y" * 100, max_tokens=2).usage for _ in range(2)]

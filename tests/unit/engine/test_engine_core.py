@@ -145,7 +145,7 @@ def test_an_aborted_request_says_nothing_more_and_leaves_nothing_behind() -> Non
     ("request_", "words"),
     [
         (submit("r", [], 1), "empty"),
-        (submit("r", [1], 0), "max_tokens is at least 1"),
+        (submit("r", [1], -1), "max_tokens is at least 0"),
         (submit("r", [1, 257], 1), "token id 257 is not in the model's vocabulary of 257"),
         (submit("r", [1], 1, logit_bias={-1: 1.0}), "token id -1"),
         (submit("r", [1], 1, stop_token_ids=(300,)), "token id 300"),
@@ -248,3 +248,21 @@ def test_executors_that_are_not_to_be_had_say_what_to_do(changes: dict[str, Any]
 def test_a_step_smaller_than_the_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="raise max_step_tokens"):
         core(max_batch=8, max_step_tokens=7)
+
+
+def test_time_between_steps_counts_only_while_there_is_work() -> None:
+    now = [0.0]
+
+    def spend(_: Any) -> None:
+        now[0] += 2.0  # the model's
+
+    settings = config()
+    engine = EngineCore(settings, SimulatedExecutor(settings, before_step=spend), clock=lambda: now[0])
+    for name in ("first", "second"):
+        engine.add(submit(name, [1, 2, 3], max_tokens=3), front_end=0)
+        while engine.has_work:
+            engine.step()
+            now[0] += 0.5  # the loop's
+        now[0] += 100.0  # nobody's
+    stats = engine.stats()
+    assert (stats.steps, stats.model_seconds, stats.outside_model_seconds) == (6, 12.0, 2.0)

@@ -14,8 +14,9 @@ from enginehouse_engine.core.engine_core import EngineCore
 from enginehouse_engine.cores import usable_cores
 from enginehouse_engine.executor.contract import ExecutorFailure, StepInput
 from enginehouse_engine.executor.in_process import InProcessExecutor
+from enginehouse_engine.model.position import Position
 from enginehouse_engine.protocol import Sampling, Submit, pack_tokens
-from enginehouse_engine.worker import Worker, choose_dtype
+from enginehouse_engine.worker import Worker, choose_dtype, device_of
 
 
 def config(model: Path, **changes: Any) -> EngineConfig:
@@ -87,6 +88,14 @@ def test_types_are_checked_and_auto_is_what_the_processor_computes_in() -> None:
         choose_dtype("float16", cpu)
     with pytest.raises(ConfigError, match="found 'int8'"):
         choose_dtype("int8", cpu)
+
+
+def test_each_worker_has_the_accelerator_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    everyone = [Position.of(index, tensor_size=2, pipeline_size=1) for index in range(2)]
+    assert [device_of(rank, position).index for rank in (0, 1) for position in everyone] == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"worker 1 of rank 2 needs an accelerator of its own, number 5 .* has 4: lower"):
+        device_of(2, everyone[1])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from enginehouse_engine.launcher.lifecycle import (
     SETTLE_SECONDS,
     STOP_AFTER_DEATH_SECONDS,
     STOP_SECONDS,
-    Phase,
 )
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
@@ -93,8 +93,8 @@ def test_it_serves_when_every_api_server_knows_every_rank() -> None:
         "type": "state",
         "state": "Serving",
         "ranks": [
-            {"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 64, "kvBlocks": 5},
-            {"rank": 1, "incarnation": 1, "state": "Serving", "maxContextLength": 65, "kvBlocks": 5},
+            {"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 32, "kvBlocks": 5},
+            {"rank": 1, "incarnation": 1, "state": "Serving", "maxContextLength": 33, "kvBlocks": 5},
         ],
     }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine_story import CLEAN, KILLED, Story, ready
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
-from enginehouse_engine.launcher.lifecycle import Phase
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, Process
 from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import Unit, UnitState

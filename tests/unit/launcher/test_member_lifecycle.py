@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from engine_story import CLEAN, KILLED, ready
 from enginehouse_engine.launcher import member_messages, messages, remote_workers, termination
 from enginehouse_engine.launcher.actions import Action, Kill, Report, Send, Start
-from enginehouse_engine.launcher.lifecycle import Lifecycle, Phase
+from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.member_lifecycle import MemberLifecycle
 from enginehouse_engine.launcher.member_messages import Hello, reason_to_refuse
 from enginehouse_engine.launcher.messages import MessageError
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, WORKER, Process
 from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import Unit, engine_units, member_units
@@ -235,6 +236,69 @@ def test_a_worker_elsewhere_dies_and_its_rank_with_it_while_the_other_goes_on() 
     causes = [launcher.life.cause.fields() for launcher in replica.all if launcher.life.cause]
     assert causes == [causes[0]] * 3
     assert (causes[0]["message"], causes[0]["signal"]) == ("worker 2 of rank 1 in member 2 was killed by SIGKILL", 9)
+
+
+def test_a_part_that_the_leader_ends_waits_for_the_cause_which_comes_when_the_kernel_has_told_it() -> None:
+    replica = Replica().serve()
+    member = replica.members[1]
+    core = next(process for process in replica.leader.alive if process.role == "engine-core" and process.rank == 1)
+    replica.leader.closed.add(core)
+    replica.leader.take(replica.leader.life.pipe_closed(core, bye=False))
+    replica.down(member)
+    member.kernel()
+    assert (member.alive, member.life.phase) == ([], Phase.STOPPING)
+    replica.leader.die(core, Exit(signal=11))
+    replica.down(member)
+    assert member.life.phase is Phase.ENDED
+    assert member.life.cause is not None
+    assert (member.life.cause.message, termination.exit_code(member.life.cause)) == (
+        "engine core of rank 1 was killed by SIGSEGV",
+        139,
+    )
+
+
+def test_a_part_that_the_leader_ends_and_whose_leader_goes_before_it_told_the_cause_ends_all_the_same() -> None:
+    replica = Replica().serve()
+    member = replica.members[1]
+    core = next(process for process in replica.leader.alive if process.role == "engine-core" and process.rank == 1)
+    replica.leader.take(replica.leader.life.pipe_closed(core, bye=False))
+    replica.down(member)
+    member.kernel()
+    member.take(_life(member).leader_gone("closed"))
+    assert member.life.phase is Phase.ENDED
+    assert member.life.cause is not None
+    assert member.life.cause.message == "the leader at leader has ended what member 2 of 3 holds, and did not say why"
+
+
+def test_who_died_first_is_known_although_its_peer_that_was_killed_is_gone_before() -> None:
+    replica = Replica().serve()
+    member, culprit, peer = replica.members[1], worker(1, 2), worker(1, 1)
+    member.closed.add(culprit)
+    member.take(member.life.pipe_closed(culprit, bye=False))
+    member.die(peer, KILLED)
+    replica.up(member)
+    member.die(culprit, Exit(signal=11))
+    replica.settle()
+    assert replica.leader.life.cause is not None
+    assert replica.leader.life.cause.message == "worker 2 of rank 1 in member 2 was killed by SIGSEGV"
+
+
+@pytest.mark.parametrize("who", [0, 1], ids=["the leader", "a member"])
+def test_a_replica_that_is_asked_to_stop_while_it_starts_ends_without_any_death(who: int) -> None:
+    replica = Replica()
+    for member in replica.members:
+        replica.join(member)
+    replica.all[who].take(replica.all[who].life.asked_to_stop())
+    replica.settle()
+    assert replica.codes() == [0, 0, 0]
+
+
+def test_a_member_that_is_asked_twice_asks_its_own_workers() -> None:
+    replica = Replica().serve()
+    member = replica.members[1]
+    for _ in range(2):
+        member.take(member.life.asked_to_stop())
+    assert (member.asked, member.doomed) == ({worker(1, 1), worker(1, 2)}, set())
 
 
 def test_a_rank_that_spans_members_is_never_started_again() -> None:

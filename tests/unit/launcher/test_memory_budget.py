@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse_engine.config import ConfigError
-from enginehouse_engine.launcher.cgroup import MemoryView, oom_kills, usable_memory_bytes
+from enginehouse_engine.launcher.cgroup import MemoryView, OomKills, oom_kills, usable_memory_bytes
 from enginehouse_engine.launcher.memory_budget import (
     API_SERVER_BYTES,
     CORE_PROCESS_BYTES,
@@ -79,6 +79,18 @@ def test_the_kernels_kills_are_counted(tmp_path: Path, cgroup: str, files: dict[
 
 def test_kernels_that_do_not_count_kills_count_none(tmp_path: Path) -> None:
     assert oom_kills(tree(tmp_path, cgroup="0::/\n", files={})) == 0
+
+
+def test_a_kill_for_memory_explains_one_death_and_none_that_we_or_nobody_killed(tmp_path: Path) -> None:
+    """The rest of a broken rank is killed and may be reaped before the process that memory killed."""
+    view = tree(tmp_path, cgroup="0::/\n", files={"memory.events": "oom_kill 2\n"})
+    kills = OomKills(view)
+    assert not kills.explain(9, killed_here=False), "those were before us"
+    (view.cgroup_mount / "memory.events").write_text("oom_kill 4\n")
+    assert not kills.explain(9, killed_here=True)
+    assert not kills.explain(None, killed_here=False)
+    assert not kills.explain(11, killed_here=False)
+    assert [kills.explain(9, killed_here=False) for _ in range(3)] == [True, True, False]
 
 
 def test_what_the_processes_keep_comes_off_first() -> None:

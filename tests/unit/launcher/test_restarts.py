@@ -119,7 +119,7 @@ def test_a_death_during_a_restart_leaves_the_rank_dead_and_the_other_serving_and
 
 
 def test_a_stop_during_a_restart_does_not_wait_for_it(engine: Any) -> None:
-    one = engine(**{"worker 0.0 again": "publish,deaf"})
+    one = engine(**{"worker 0.0 again": "deaf"})  # it never says where it is, so the rank cannot come back
     os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
     worker = one.pid("worker 0 of rank 0", incarnation=2)
     one.until(f"pid {worker} does deaf")

@@ -6,7 +6,8 @@ import pytest
 
 from engine_story import CLEAN, KILLED, Story, asked, killed, message_of, ready, reported, started, told
 from enginehouse_engine.launcher import messages, termination
-from enginehouse_engine.launcher.lifecycle import REAP_SECONDS, STOP_SECONDS, Phase
+from enginehouse_engine.launcher.lifecycle import REAP_SECONDS, STOP_SECONDS
+from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import RESTART_PAUSE_SECONDS
@@ -117,6 +118,21 @@ def test_a_rank_that_dies_again_too_soon_stays_dead_and_the_others_serve_on() ->
     assert (story.life.phase, story.life.state()["state"], story.life.deadline) == (Phase.SERVING, "Serving", float("inf"))
     assert story.life.cause is not None
     assert (story.life.cause.process, termination.exit_code(story.life.cause)) == (again, 139)
+
+
+def test_the_row_never_shows_more_context_than_the_api_servers_accept() -> None:
+    story = Story(ranks=2).serve()  # rank 0 fits 64 tokens, rank 1 one more
+
+    def lengths() -> list[int]:
+        return [rank["maxContextLength"] for rank in story.life.state()["ranks"]]
+
+    (again,) = story.bring_back(story.exit(story.cores[0], KILLED))
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Restarting"))
+    larger = messages.Ready((*ready(0, incarnation=2, length=80).ranks, *ready(1).ranks), max_context_length=64)
+    story.life.said(story.servers[0], larger)
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Serving"))
+    story.exit(again, KILLED)
+    assert (lengths(), story.words()[0]) == ([64, 65], (2, "Dead"))
 
 
 def test_a_rank_that_dies_again_after_ten_minutes_comes_back_again() -> None:
@@ -281,3 +297,44 @@ def test_a_process_of_the_last_incarnation_cannot_register_any_more() -> None:
         story.cores[0], pid=101
     )
     assert "is registered already" in story.life.may_register(again, pid=104)
+
+
+def test_a_process_that_was_reaped_before_its_registration_was_read_is_not_registered_any_more() -> None:
+    """It died with its message in the socket: nobody would ever give its descriptors back, or tell the monitor that it is gone."""
+    story = Story(workers=2).serve()
+    story.life.pipe_closed(story.cores[0], bye=False)
+    actions = [
+        action
+        for process in (story.cores[0], *story.workers)
+        for action in story.life.exited(process, exit=KILLED, out_of_memory=False)
+    ]
+    (core, worker, other) = started(actions)
+    for number, process in enumerate((core, worker, other), start=200):
+        story.life.started(process, pid=number)
+    story.life.exited(worker, exit=KILLED, out_of_memory=False)
+    assert "is over" in story.life.may_register(worker, pid=201)
+
+
+def test_a_rank_serves_again_when_the_only_api_server_that_did_not_know_it_dies() -> None:
+    story = Story(servers=2).serve()
+    first, second = story.servers
+    story.bring_back(story.exit(story.cores[0], KILLED))
+    story.life.said(first, ready(0, incarnation=2))
+    assert story.words() == [(2, "Restarting")]
+    actions = story.life.pipe_closed(second, bye=False)
+    assert story.words() == [(2, "Serving")]
+    assert [rank["state"] for rank in message_of(actions, "ranks")["ranks"]] == ["Serving"]
+
+
+def test_a_worker_that_said_why_it_fails_is_blamed_and_not_the_core_that_ends_before_it() -> None:
+    """The kernel takes a worker's memory back before it closes its pipe; the core beside it has little."""
+    story = Story(ranks=2, workers=1).serve()
+    core, worker = (process for process in story.all if process.rank == 0)
+    story.life.said(worker, messages.Failed(cause="OutOfMemory", message="cannot allocate"))
+    story.life.said(core, messages.Failed(cause="Exception", message="worker 0 failed"))
+    story.life.pipe_closed(core, bye=False)
+    story.life.was_dying(worker)
+    story.life.exited(core, exit=Exit(exit_code=1), out_of_memory=False)
+    story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False)
+    assert story.life.cause is not None
+    assert (story.life.cause.process, story.life.cause.kind) == (worker, "OutOfMemory")

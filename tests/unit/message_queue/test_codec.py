@@ -15,12 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from enginehouse_engine.executor import messages
-from enginehouse_engine.executor.contract import SamplingInput, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import (
+    SamplingInput,
+    ScoringInput,
+    ScoringOutput,
+    StepInput,
+    StepOutput,
+    WorkerProfile,
+)
 from enginehouse_engine.executor.messages import Failed, FromWorker, Profiled, Returned, Step, Stepped, ToWorker
 from enginehouse_engine.message_queue import MessageCodec, Reader
 from enginehouse_engine.message_queue.errors import QueueCorrupt
 from enginehouse_engine.message_queue.local_reader import LocalReader
-from enginehouse_engine.protocol import Outputs, RequestOutput, TokenLogprobs
+from enginehouse_engine.protocol import Outputs, PromptLogprobs, RequestOutput, TokenLogprobs
 
 Int32s = NDArray[np.int32]
 
@@ -65,29 +72,40 @@ STEP = StepInput(
     block_tables=np.arange(40_000, dtype=np.int32).reshape(2, -1),
     choosing=2,
     sampling=SAMPLING,
+    scoring=ScoringInput(rows=np.arange(3, dtype=np.int32), followers=np.arange(3, dtype=np.int32), alternatives=2),
 )
 PROFILE = WorkerProfile(available_bytes=-1, block_bytes=2, model_max_length=3, vocabulary_size=4, end_token_ids=(5, 6))
+OUTPUT = StepOutput(
+    tokens=np.array([3, 4], np.int32),
+    logprobs=floats(2),
+    top_tokens=np.arange(40, dtype=np.int32).reshape(2, 20),
+    top_logprobs=floats(2, 20),
+    scoring=ScoringOutput(
+        logprobs=floats(300), top_tokens=np.arange(6000, dtype=np.int32).reshape(300, 20), top_logprobs=floats(300, 20)
+    ),
+)
 MESSAGES: list[tuple[Any, Any]] = [
     (StepInput, STEP),
-    (StepInput, dataclasses.replace(STEP, sampling=None, block_tables=np.zeros((0, 5), np.int32))),
-    (
-        StepOutput,
-        StepOutput(
-            tokens=np.array([3, 4], np.int32),
-            logprobs=floats(2),
-            top_tokens=np.arange(40, dtype=np.int32).reshape(2, 20),
-            top_logprobs=floats(2, 20),
-        ),
-    ),
+    (StepInput, dataclasses.replace(STEP, sampling=None, scoring=None, block_tables=np.zeros((0, 5), np.int32))),
+    (StepOutput, OUTPUT),
     (StepOutput, StepOutput(tokens=np.zeros(0, np.int32))),
     (WorkerProfile, PROFILE),
     (
         Outputs,
-        Outputs(outputs=(RequestOutput("r", tokens=(1, 2), logprobs=(TokenLogprobs(1, -0.5, (1, 2), (-0.5, -1.5)),)),)),
+        Outputs(
+            outputs=(
+                RequestOutput(
+                    "r",
+                    tokens=(1, 2),
+                    logprobs=(TokenLogprobs(1, -0.5, (1, 2), (-0.5, -1.5)),),
+                    prompt_logprobs=PromptLogprobs(bytes(8), 1, bytes(range(8)), bytes(8)),
+                ),
+            )
+        ),
     ),
     (ToWorker, Step(STEP)),
     (ToWorker, messages.Call("initialize_kv_cache", (7, floats(3), "text"))),
-    (FromWorker, Stepped(StepOutput(tokens=np.array([3], np.int32), logprobs=floats(1), top_tokens=np.array([[4]], np.int32)))),
+    (FromWorker, Stepped(OUTPUT)),
     (FromWorker, Profiled(PROFILE)),
     (FromWorker, Returned({"arrays": [floats(2, 3)]})),
     (FromWorker, Failed("Exception", "Traceback ...")),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from world import World, engine_spec
 
 from enginehouse_operator import api, names, reasons, steps
-from enginehouse_operator.failures import Failure
 from enginehouse_operator.plan_engine import plan_engine
 from enginehouse_operator.ranks import RankRow, Row, merged
 from enginehouse_operator.status import engine_status, replica_status
@@ -171,6 +170,16 @@ def test_a_replica_with_living_ranks_serves_on_when_the_budget_is_spent() -> Non
     assert [replica.spec.epoch for replica in world.ready] == [2]
 
 
+@pytest.mark.parametrize("how", ["kill", "vanish"])
+def test_a_worker_that_is_lost_is_not_made_again_while_its_replica_serves_on(how: str) -> None:
+    world = settled(parallelism=SPREAD, restart=api.Restart(max_restarts=0))
+    before = dict(world.births)
+    getattr(world, how)(world.name_of(0, 1), ordinals=frozenset({2}))
+    assert world.plans()[1] == ()
+    world.settle()
+    assert world.births == before
+
+
 def test_a_replica_with_living_ranks_serves_on_while_its_successor_has_to_wait() -> None:
     world = settled(parallelism=TWO_RANKS)
     world.kill(world.name_of(0, 1))
@@ -323,11 +332,37 @@ def test_a_rank_is_as_good_as_the_worst_of_its_newest_parts(rows: list[Row]) -> 
         assert rank.max_context_length == min(lengths, default=None)
 
 
-def test_a_dead_rank_of_which_nothing_was_told_still_has_words() -> None:
+def test_a_dead_rank_is_told_at_once_and_ends_its_replica_when_its_cause_is_known() -> None:
+    """A rank is Dead before its processes are reaped, so its row may hold only the death that was answered before."""
     world = settled(parallelism=TWO_RANKS)
-    world.rank_dies(world.name_of(0, 1), 1)
-    row = msgspec.structs.replace(world.live[0].rows[0], failures=())
-    world.change(world.live[0], rows=(row,))
+    name = world.name_of(0, 1)
+    for state in ("Restarting", "Dead"):
+        world.rank_dies(name, 1, state=state)
+    whole = world.live[0].rows[0]
+    for failures in ((), whole.failures[:1]):
+        world.change(world.live[0], rows=(msgspec.structs.replace(whole, failures=failures),))
+        assert ends(world) == []
+        assert condition(published(world), "Ready")[1] == reasons.RANK_DEAD
+    world.change(world.live[0], rows=(whole,))
     (end,) = ends(world)
-    assert isinstance(end.end.failure, Failure)
-    assert "see the launcher's log" in end.end.failure.message
+    assert end.end.failure is not None
+    assert end.end.failure.incarnation == 2
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_a_death_that_was_answered_in_place_is_not_taken_for_the_one_that_ended_the_pod(vanished: bool) -> None:
+    world = settled()
+    world.rank_dies(world.name_of(0, 1), 0, state="Restarting")
+    row = msgspec.structs.replace(world.live[0].rows[0], state="Failed")
+    world.change(world.live[0], rows=(row,))
+    assert world.plans()[1] == (), "the launcher is about to tell of what"
+    if vanished:
+        world.vanish(world.name_of(0, 1))
+        assert [end.reason for end in ends(world)] == [reasons.MEMBER_LOST]
+        return
+    world.rank_dies(world.name_of(0, 1), 0)
+    (end,) = ends(world)
+    assert end.end.failure is not None
+    assert end.end.failure.incarnation == 2
+    world.settle()
+    assert [len(replica.spec.failures) for replica in world.ready] == [2]

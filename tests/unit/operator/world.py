@@ -140,17 +140,22 @@ class World:
         return Row(name=member.name, uid=member.uid, state="Serving", ranks=ranks)
 
     def rank_dies(self, replica: str, rank: int, *, state: str = "Dead", class_: str = "Signal") -> None:
-        """One rank dies while the others go on; with ``Restarting`` as its next incarnation."""
-        record = Failure(class_=class_, signal=9, role="engine-core", rank=rank, incarnation=1, pid=17, detected_time=self.now)
-        incarnation = 2 if state == "Restarting" else 1
+        """One rank dies while the others go on; ``Restarting`` is its next incarnation."""
+        told = [part.incarnation for part in self.replicas[replica].ranks if part.rank == rank]
+        incarnation = max(told, default=1)
+        record = Failure(class_=class_, signal=9, role="engine-core", rank=rank, pid=17, detected_time=self.now)
+        record = msgspec.structs.replace(record, incarnation=incarnation)
+        incarnation += state == "Restarting"
+        leader = names.member_name(replica, replica_uid=self.replicas[replica].uid, ordinal=0)
 
         def changed(row: Row) -> Row:
             ranks = tuple(
                 msgspec.structs.replace(part, state=state, incarnation=incarnation) if part.rank == rank else part
                 for part in row.ranks
             )
-            leads = row.name == self.replicas[replica].members[0].name
-            return msgspec.structs.replace(row, ranks=ranks, failures=(*row.failures, record) if leads else row.failures)
+            return msgspec.structs.replace(
+                row, ranks=ranks, failures=(*row.failures, record) if row.name == leader else row.failures
+            )
 
         self.change(self.replicas[replica], rows=tuple(changed(row) for row in self.replicas[replica].rows))
 

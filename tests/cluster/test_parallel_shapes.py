@@ -1,0 +1,114 @@
+"""However a model is split over worker processes, and however many ranks there are, the answers are the same."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localkube import model
+from localkube.paths import CachePaths, cache_root
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+MEMORY_MIB = 2560
+SHAPES: dict[str, dict[str, Any]] = {
+    "one": {"executor": "InProcess"},
+    "tensor2": {"parallelism": {"tensor": 2}},
+    "tensor3": {"parallelism": {"tensor": 3}},
+    "pipeline2": {"parallelism": {"pipeline": 2}},
+    "data2": {"parallelism": {"data": 2}, "apiServers": 2},
+}
+VOCABULARY = 96
+ANSWER = 32
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose heads two and three workers can share, and whose every token is one printable character."""
+    import tokenizers
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("small-model")
+    torch.manual_seed(20)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=96,
+        intermediate_size=120,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=512,
+        initializer_range=0.25,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    characters = [*(chr(code) for code in range(33, 127)), "Ġ", "Ċ"]  # byte-level BPE writes space and newline so
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={text: i for i, text in enumerate(characters)}, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    folder.chmod(0o755)  # pods run as a user of their own
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    return folder
+
+
+def engine(name: str, folder: Path, *, uri: str, memory_mib: int, **spec: Any) -> dict[str, Any]:
+    """In float32: in bfloat16 sums in another order choose other tokens."""
+    container = {"name": "engine", "args": ["--dtype=float32"], "volumeMounts": [{"name": "models", "mountPath": "/models"}]}
+    overlay = {"volumes": [{"name": "models", "hostPath": {"path": str(folder)}}], "containers": [container]}
+    return {
+        "apiVersion": "enginehouse.dev/v1alpha1",
+        "kind": "InferenceEngine",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": uri, "servedName": "m"},
+            "executor": "Multiprocess",
+            "resources": {"limits": {"memory": f"{memory_mib}Mi"}, "requests": {"cpu": "50m", "memory": "200Mi"}},
+            "context": {"maxLength": 512},
+            "drain": {"timeoutSeconds": 1},
+            "template": {"spec": overlay},
+            **spec,
+        },
+    }
+
+
+def answers(space: Any, name: str, prompts: list[list[int]], *, tokens: int) -> list[str]:
+    found = []
+    for prompt in prompts:
+        body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        code, answer = space.post(name, "/v1/completions", body)
+        assert code == 200, answer
+        found.append(answer["choices"][0]["text"])
+    return found
+
+
+def test_every_shape_gives_the_tokens_of_one_process(space: Any, small_model: Path) -> None:
+    draw = random.Random(5)
+    prompts = [[draw.randrange(VOCABULARY) for _ in range(length)] for length in (1, 7, 33, 90)]
+    said: dict[str, list[str]] = {}
+    for name, shape in SHAPES.items():
+        space.apply(engine(name, small_model, uri="file:///models", memory_mib=MEMORY_MIB, **shape))
+        space.wait("Ready", name=name)
+        said[name] = answers(space, name, prompts, tokens=ANSWER)
+        space.kubectl("delete", f"ie/{name}", "--wait=false")
+    assert all(len(text) == ANSWER for text in said["one"])
+    assert said == dict.fromkeys(SHAPES, said["one"])
+
+
+def test_a_real_model_on_three_workers_says_what_it_says_in_one_process(space: Any) -> None:
+    gguf = model.ensure(CachePaths(cache_root()))
+    prompts = [[504, 3575, 282, 4649, 314]]
+    said = []
+    for name, shape in (("one", SHAPES["one"]), ("three", SHAPES["tensor3"])):
+        space.apply(engine(name, gguf.parent, uri=f"file:///models/{gguf.name}", memory_mib=4096, **shape))
+        space.wait("Ready", name=name)
+        said.append(answers(space, name, prompts, tokens=8))
+        space.kubectl("delete", f"ie/{name}", "--wait=false")
+    assert said[0] == said[1]
