@@ -56,7 +56,7 @@ class Registration:
         return self._control.fileno()
 
     def stage(self, name: str) -> None:
-        """Say what the process does now: ``import``, ``load``, ``profile`` or ``handshake``; a start-up timeout names it."""
+        """Say what the process does now: ``import``, ``load``, ``profile``, ``handshake``, ``serve``; a timeout names it."""
         self.send("stage", stage=name)
 
     def failed(self, cause: str, message: str) -> None:

@@ -62,8 +62,8 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
                 f"{names.ANNOTATION_RESUME_AFTER}=<the present time, RFC 3339>; the last failure: {own}"
             ),
         )
-    in_place = sum(len(restarted_in_place(row)) for row in ended.rows)  # the first successor comes at once also after these
-    delay = delay_seconds(len(counted) - in_place) if own is not None else 0.0
+    in_place = {failure.identity for failure in _in_place(ended)}  # the first successor comes at once also after these
+    delay = delay_seconds(sum(failure.identity not in in_place for failure in counted)) if own is not None else 0.0
     earliest = end_time(ended) + timedelta(seconds=delay) if own is not None else ended.created
     when = f"{delay:.0f} s after the end of {ended.name}"
     if resume_after is not None and resume_after > earliest:
@@ -93,12 +93,7 @@ def count(ended: Replica, *, policy: Restart, resume_after: datetime | None) -> 
     """
     until = end_time(ended)
     records = {failure.identity: failure for failure in ended.spec.failures}
-    in_place = (
-        msgspec.structs.replace(failure, replica=ended.name, replica_uid=ended.uid)
-        for row in ended.rows
-        for failure in restarted_in_place(row)
-    )
-    records |= {failure.identity: failure for failure in in_place}
+    records |= {failure.identity: failure for failure in _in_place(ended)}
     own = ended.spec.end.failure if ended.spec.end is not None else None
     if own is not None and (own.class_ != REMOVED or seconds_between(ended.created, until) < EARLY_SECONDS):
         records[own.identity] = own
@@ -107,6 +102,14 @@ def count(ended: Replica, *, policy: Restart, resume_after: datetime | None) -> 
         since = max(since, resume_after)
     inside = [record for record in records.values() if (record.detected_time or until) > since]
     return tuple(sorted(inside, key=lambda record: record.detected_time or until)[-MOST_CARRIED:])
+
+
+def _in_place(ended: Replica) -> tuple[Failure, ...]:
+    return tuple(
+        msgspec.structs.replace(failure, replica=ended.name, replica_uid=ended.uid)
+        for row in ended.rows
+        for failure in restarted_in_place(row)
+    )
 
 
 def end_time(ended: Replica) -> datetime:

@@ -1,12 +1,13 @@
 """Why a replica cannot go on as it is: which member, or which rank, is over, and of what.
 
-Invariant: the gravest reason is told, with the best record of it that there is; a cause that the kubelet is about to tell is
-waited for. Does not decide what follows (``plan_replica.py``, ``plan_engine.py``).
+Invariant: the gravest reason is told, with the best record of it that there is; a cause that the kubelet or the launcher is about
+to tell is waited for, the launcher's with a deadline. Does not decide what follows (``plan_replica.py``, ``plan_engine.py``).
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from .failures import REMOVED, UNKNOWN, Failure
 from .observe import Member, Replica
 from .ranks import DEAD, FAILED, RankRow, Row, unanswered
 from .steps import EndReplica
+
+CAUSE_SECONDS: Final = 120.0
+"""For the launcher to tell what a dead rank died of: it knows when the processes are reaped, and killed ones may take a minute."""
 
 _SEVERITY = {reasons.MEMBER_FAILED: 0, reasons.MEMBER_LOST: 1, reasons.RANK_DEAD: 2, reasons.MEMBER_REMOVED: 3}
 
@@ -48,11 +52,11 @@ def is_over(replica: Replica, ending: Ending) -> bool:
     return not replica.living_ranks or is_leaving or ending.reason == reasons.MEMBER_REMOVED
 
 
-def ending_of(replica: Replica) -> Ending | None:
+def ending_of(replica: Replica, *, now: datetime) -> Ending | None:
     """The gravest of a dead, removed or lost member and a dead rank; None while all goes well."""
     found = [_of_member(replica, member) for member in replica.members]
     found += [_of_lost(row) for row in replica.lost_rows]
-    found += [_of_rank(replica, rank) for rank in replica.ranks if rank.state == DEAD]
+    found += [_of_rank(replica, rank, now) for rank in replica.ranks if rank.state == DEAD]
     return min(filter(None, found), key=lambda ending: _SEVERITY[ending.reason], default=None)
 
 
@@ -107,15 +111,37 @@ def _of_lost(row: Row) -> Ending:
     return Ending(reason=reasons.MEMBER_LOST, record=Failure(member=row.name, class_="Lost", message=words, detected_by="Pod"))
 
 
-def _of_rank(replica: Replica, rank: RankRow) -> Ending | None:
-    """None while the rank's member is over: that is told first, by its launcher or by the kubelet.
+def cause_due(replica: Replica) -> datetime | None:
+    """Until when the cause of a dead rank is waited for, or was in vain; None = all are told."""
+    silent = [rank for rank in replica.ranks if rank.state == DEAD and _told(replica, rank) is None]
+    return min((_cause_due(replica, rank) for rank in silent), default=None)
 
-    None too until the death of this very incarnation is told: a rank is Dead before its processes are reaped.
-    """
-    record = record_of(replica, rank)
-    if replica.copy is None or rank.rank in replica.ranks_of_ended_members or record is None:
+
+def _of_rank(replica: Replica, rank: RankRow, now: datetime) -> Ending | None:
+    """None while the rank's member is over: that is told first, by its launcher or by the kubelet."""
+    if replica.copy is None or rank.rank in replica.ranks_of_ended_members:
         return None
-    return Ending(reason=reasons.RANK_DEAD, record=record) if record.incarnation == rank.incarnation else None
+    record = _told(replica, rank)
+    if record is None:
+        due = _cause_due(replica, rank)
+        if now < due:
+            return None
+        words = f"it is Dead, and in {CAUSE_SECONDS:.0f} s nobody told of what: the log of its pod may say more"
+        record = Failure(
+            role="engine-core", rank=rank.rank, incarnation=rank.incarnation, message=words, detected_by="Row", detected_time=due
+        )
+    return Ending(reason=reasons.RANK_DEAD, record=record)
+
+
+def _told(replica: Replica, rank: RankRow) -> Failure | None:
+    """The death of this very incarnation: a rank is Dead before its processes are reaped."""
+    record = record_of(replica, rank)
+    return record if record is not None and record.incarnation == rank.incarnation else None
+
+
+def _cause_due(replica: Replica, rank: RankRow) -> datetime:
+    rows = [row for row in replica.rows if any(part.rank == rank.rank for part in row.ranks)]
+    return max(row.written or replica.created for row in rows) + timedelta(seconds=CAUSE_SECONDS)
 
 
 def record_of(replica: Replica, rank: RankRow) -> Failure | None:

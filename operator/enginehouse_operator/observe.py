@@ -210,17 +210,24 @@ def _replica(raw: Raw, pods: list[Raw]) -> Replica | None:
         spec=spec,
         copy=copy,
         members=tuple(sorted(members, key=lambda member: (not member.is_leader, member.name))),
-        rows=_rows(status.get("members") or ()),
+        rows=_rows(status.get("members") or (), written=_written(metadata)),
         conditions=tuple(status.get("conditions") or ()),
         observed_generation=status.get("observedGeneration") or 0,
     )
 
 
-def _rows(raw: Iterable[Raw]) -> tuple[Row, ...]:
+def _written(metadata: Raw) -> dict[str, datetime]:
+    """When each writer of the status last changed something, by its name: a monitor's is its pod's."""
+    fields = metadata.get("managedFields") or ()
+    return {entry["manager"]: _time(entry["time"]) for entry in fields if entry.get("subresource") == "status" and "time" in entry}
+
+
+def _rows(raw: Iterable[Raw], *, written: Mapping[str, datetime]) -> tuple[Row, ...]:
     rows = []
     for entry in raw:
         try:
-            rows.append(msgspec.convert(entry, Row))
+            row = msgspec.convert(entry, Row)
+            rows.append(msgspec.structs.replace(row, written=written.get(row.name)))
         except msgspec.ValidationError:
             # A row of a newer monitor that this version cannot read still says that the member was born.
             rows.append(Row(name=str(entry.get("name", "")), uid=str(entry.get("uid", "")), state="Unreadable"))

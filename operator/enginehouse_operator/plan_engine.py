@@ -19,7 +19,7 @@ import msgspec
 from . import budget, names, reasons
 from .api import End, EngineCopy, EngineSpec
 from .budget import Verdict
-from .endings import ending_of, is_over
+from .endings import cause_due, ending_of, is_over
 from .failures import Failure, seconds_between
 from .observe import Engine, Replica
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
@@ -65,7 +65,9 @@ def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *
         endings = [_end(replica, reasons.ROLLOUT, "the spec it was made from changed", now) for replica in outdated]
         steps += [*_replace(kept, endings + broken, spec), *created]
     steps += _delete_succeeded(slots)
-    delays = [seconds_between(now, verdict.not_before) for verdict in waiting if verdict.not_before is not None]
+    moments = [verdict.not_before for verdict in waiting] + [cause_due(slot.live) for slot in kept if slot.live is not None]
+    # A cause that was waited for in vain: what follows from that is in the plan already.
+    delays = [seconds_between(now, moment) for moment in moments if moment is not None and moment > now]
     return EnginePlan(
         steps=tuple(steps), look_again_seconds=min(delays, default=None), waiting=tuple(waiting), outdated=len(outdated)
     )
@@ -122,7 +124,7 @@ def _broken(
     endings, waiting = [], []
     for slot in kept:
         live = slot.live
-        ending = ending_of(live) if live is not None else None
+        ending = ending_of(live, now=now) if live is not None else None
         if live is None or live.copy is None or ending is None or is_over(live, ending) or not is_up_to_date(live, copy):
             continue
         step = ending.step(live, deadline=now + timedelta(seconds=live.copy.drain.timeout_seconds), now=now)

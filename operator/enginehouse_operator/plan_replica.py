@@ -46,7 +46,7 @@ def _missing(replica: Replica, wanted: int) -> Iterable[AnyStep]:
 
 def _ending(replica: Replica, now: datetime) -> EndReplica | None:
     """The end that the world has decided already. A failure goes before a removal."""
-    ending = ending_of(replica)
+    ending = ending_of(replica, now=now)
     if ending is None or not is_over(replica, ending):
         return None
     leaving = [member.deletion_deadline for member in replica.members if member.deletion_deadline is not None]

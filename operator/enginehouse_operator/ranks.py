@@ -7,6 +7,7 @@ the smallest that any of its parts told. Does not know pods (``observe.py``) and
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -39,6 +40,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaul
     state: str = ""
     ranks: tuple[RankRow, ...] = ()
     failures: tuple[Failure, ...] = ()
+    written: datetime | None = None
+    """When the API server last saw it change."""
 
 
 def merged(rows: Iterable[Row]) -> tuple[RankRow, ...]:

@@ -146,8 +146,8 @@ class Completions(_Endpoint[CompletionRequest]):
         translate.check_completion(request)
         answers = request.n or 1
 
-        def prepare() -> tuple[list[str] | list[list[int]], list[bytes], list[int]]:
-            """The prompts as asked for and as token ids, and how long the answers to each may be."""
+        def prepare() -> tuple[list[bytes], list[int], list[Echo]]:
+            """The prompts as token ids, how long the answers to each may be, and what is echoed before each answer."""
             asked = translate.completion_prompts(request)
             translate.check_sequences(len(asked), answers)
             prompts, most = [], []
@@ -164,13 +164,15 @@ class Completions(_Endpoint[CompletionRequest]):
                 )
                 translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="prompt")
                 prompts.append(pack_tokens(prompt))
-            return asked, prompts, most
-
-        def echo() -> list[Echo]:
+            if not request.echo:
+                return prompts, most, []
+            if request.logprobs is not None:
+                tokens = sum(map(len, prompts)) // TOKEN_BYTES
+                translate.check_echo(tokens, answers=answers, logprobs=request.logprobs)
             texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
-            return [Echo(part, prompt) for part, prompt in zip(texts, prompts, strict=True) for _ in range(answers)]
+            return prompts, most, [Echo(*pair) for pair in zip(texts, prompts, strict=True) for _ in range(answers)]
 
-        asked, prompts, most = await self._computed(body_bytes, prepare)
+        prompts, most, echoes = await self._computed(body_bytes, prepare)
         samplings = [
             [
                 translate.sampling(
@@ -192,7 +194,7 @@ class Completions(_Endpoint[CompletionRequest]):
             tokenizer=tokenizer,
             logprobs=request.logprobs is not None,
             usage_chunk=_wants_usage(request),
-            echoes=echo() if request.echo else (),
+            echoes=echoes,
         )
         return Plan(prompts, samplings, translate.stop_strings(request), continues=True, form=form)
 

@@ -18,6 +18,8 @@ from enginehouse_engine.protocol import Sampling
 DEFAULT_COMPLETION_TOKENS: Final = 16
 MOST_SEQUENCES: Final = 2048
 """Answers of one request: prompts times ``n``."""
+MOST_ECHOED_SCORES: Final = 2**20
+"""Log probabilities before the answers of one request: writing out so many takes 4 s of a thread and 100 MiB."""
 
 _ROLES: Final[Mapping[str, str]] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Models know three roles; what OpenAI calls developer they call system."""
@@ -169,6 +171,20 @@ def check_sequences(prompts: int, choices: int) -> None:
     if prompts * choices > MOST_SEQUENCES:
         raise errors.invalid(
             f"{prompts} prompts with n = {choices}: at most {MOST_SEQUENCES} answers in one request", param="prompt"
+        )
+
+
+def check_echo(prompt_tokens: int, *, answers: int, logprobs: int) -> None:
+    """Raises ApiError when the prompts' log probabilities, ``logprobs`` alternatives and one more for each token, are too many.
+
+    ``prompt_tokens`` are those of all prompts; each stands before ``answers`` answers.
+    """
+    scores = prompt_tokens * answers * (1 + logprobs)
+    if scores > MOST_ECHOED_SCORES:
+        raise errors.invalid(
+            f"'echo' with 'logprobs' would return {scores} log probabilities of prompts, at most {MOST_ECHOED_SCORES}: "
+            "ask for fewer alternatives, fewer answers or shorter prompts",
+            param="logprobs",
         )
 
 

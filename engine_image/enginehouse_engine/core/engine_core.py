@@ -141,10 +141,6 @@ class EngineCore:
             outside_model_seconds=self._outside_seconds,
         )
 
-    def shutdown(self) -> None:
-        """Release what the executor holds."""
-        self._executor.shutdown()
-
     def _execute(self, step: StepInput) -> StepOutput:
         began = self._clock()
         if self._model_ended is not None:

@@ -12,7 +12,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from typing import Any
 
 from enginehouse_engine.engine_process import EXIT_FAILED
@@ -35,10 +34,6 @@ class LauncherWatch:
             return self._peers.get(timeout=deadline_seconds)
         except queue.Empty:
             return None
-
-    def wait_for_end(self, *, deadline_seconds: float) -> None:
-        """For a worker that has nobody to work for: return when the launcher has said nothing for so long."""
-        time.sleep(deadline_seconds)
 
     def _listen(self) -> None:
         try:

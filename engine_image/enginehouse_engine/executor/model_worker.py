@@ -1,6 +1,6 @@
 """What a worker process serves when there is a model: joins the rank's other workers, then everything is ``worker.py``'s.
 
-Invariant: worker 0 has bound the store in which the others find it before anybody is told of it.
+Invariant: worker 0 has bound the store in which the others find it before anybody is told of it; one that is alone binds none.
 Does not move messages (``serving.py``).
 """
 
@@ -27,7 +27,7 @@ class ModelWorker:
         self._position = Position.of(index, tensor_size=config.parallel.tensor, pipeline_size=config.parallel.pipeline)
         self._store: Any = ""
         self.record: dict[str, str] = {}
-        if index == 0:
+        if index == 0 and self._position.workers > 1:
             self._store, self.record["store"] = bind_store()
         self._worker: Worker | None = None
 

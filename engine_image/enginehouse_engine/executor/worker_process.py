@@ -106,7 +106,8 @@ class _WorkerProcess:
         try:
             self._core.serve(served)
         except CoreGone:
-            watch.wait_for_end(deadline_seconds=_ORPHANED_SECONDS)
+            # The launcher's word ends the process where it is listened to.
+            time.sleep(_ORPHANED_SECONDS)
             raise
 
     def say_failed(self, failure: Failure) -> None:

@@ -180,20 +180,19 @@ class Unit:
     def died(self, death: Cause) -> None:
         """A process of it died and this is why.
 
-        The first death is the cause. But one whose memory takes long to release is seen after those that broke because of it: so a
-        signal, which never is a consequence, and whoever was the first to say why it fails, go before the exit of another process
-        of the same incarnation.
+        The first death is the cause. But one whose memory takes long to release is seen after those that broke because of it: so
+        before the exit of another process of the same incarnation goes a signal, which never is a consequence; and before one that
+        said why it fails goes the first that said so.
         """
-        first = self.cause
-        is_consequence = (
-            first is not None
-            and first.exit.signal is None
-            and (death.exit.signal is not None or (death.process is not None and death.process == self.first_failed))
-            and first.process is not None
-            and first.process.incarnation == self.incarnation
-        )
-        if first is None or is_consequence:
+        if self.cause is None or self._follows(self.cause, death):
             self.cause = death
+
+    def _follows(self, first: Cause, death: Cause) -> bool:
+        """Whether ``first``, although it was seen before, is a consequence of ``death``."""
+        seen = None if first.process is None else self.seen.get(first.process)
+        if seen is None or first.exit.signal is not None:
+            return False
+        return death.exit.signal is not None or (seen.failed is not None and death.process == self.first_failed)
 
 
 def engine_units(*, api_servers: int, ranks: int, workers: int, workers_each: int = 0) -> tuple[Unit, ...]:

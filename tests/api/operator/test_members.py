@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from stage import Raw, Stage
 
+from enginehouse_operator import observe
+
 pytestmark = pytest.mark.api
 
 SPREAD: Raw = {"executor": "Simulated", "parallelism": {"data": 2, "workersPerMember": 1}}
@@ -113,6 +115,8 @@ def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: St
     stage.until_condition("Stalled", "True", "RestartBudgetSpent")
     stage.until_condition("Available", "True")
     assert (uids(stage.pods()), ended(stage)) == (uids([pod]), [])
+    (replica,) = observe.replicas(engine_uid=stage.engine()["metadata"]["uid"], replica_objects=stage.replicas(), pods=stage.pods())
+    assert replica.rows[0].written is not None, "causes that are never told are waited for from then on"
     stage.patch(spec={"restart": {"maxRestarts": 1}})
     stage.until_condition("Ready", "True")
     assert [raw["spec"]["epoch"] for raw in stage.replicas()] == [2]

@@ -80,9 +80,13 @@ class _Recording:
         self.characters.append(len(text))
         return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)[:: self._characters_of_a_token]
 
+    def decode(self, tokens: list[int]) -> str:
+        self.threads.append(threading.current_thread().name)
+        return TOKENIZER.decode(tokens)
+
 
 @pytest.mark.parametrize("characters", [10, LONG_BODY_BYTES])
-def test_a_long_text_is_tokenized_beside_the_event_loop(characters: int) -> None:
+def test_a_long_text_is_tokenized_and_spelled_beside_the_event_loop(characters: int) -> None:
     tokenizer: Any = _Recording()
     service = Service(model_name="m", front_end=None, metrics=None)
     text = ModelText(tokenizer, ChatTemplate("{{ messages[0].content }}", special_tokens={}))
@@ -91,12 +95,14 @@ def test_a_long_text_is_tokenized_beside_the_event_loop(characters: int) -> None
         await Completions(service).plan(
             CompletionRequest(model="m", prompt="x" * characters), text, limit=1 << 20, body_bytes=characters
         )
+        echoed = CompletionRequest(model="m", prompt=[120] * characters, echo=True)
+        await Completions(service).plan(echoed, text, limit=1 << 20, body_bytes=characters)
         chat = ChatRequest(model="m", messages=[Message("user", "x" * characters)])
         await ChatCompletions(service).plan(chat, text, limit=1 << 20, body_bytes=characters)
 
     asyncio.run(plan())
     own = threading.current_thread().name
-    assert [name == own for name in tokenizer.threads] == [characters < LONG_BODY_BYTES] * 2
+    assert [name == own for name in tokenizer.threads] == [characters < LONG_BODY_BYTES] * 3
 
 
 @pytest.mark.parametrize(("characters_of_a_token", "read"), [(4, [160]), (8, [160, 900])])
@@ -109,3 +115,11 @@ def test_of_a_text_that_is_far_too_long_only_the_beginning_is_tokenized(characte
         asyncio.run(Completions(service).plan(request, ModelText(tokenizer, None), limit=limit, body_bytes=100))
     assert refused.value.detail.code == "context_length_exceeded"
     assert tokenizer.characters == read
+
+
+def test_an_echo_that_would_take_gigabytes_to_write_out_is_refused_before_a_core_hears_of_it() -> None:
+    service: Any = Service(model_name="m", front_end=None, metrics=None)
+    request = CompletionRequest(model="m", prompt=[[120] * 1000] * 4, n=128, echo=True, logprobs=20, max_tokens=1)
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(Completions(service).plan(request, ModelText(TOKENIZER, None), limit=2000, body_bytes=100))
+    assert (refused.value.status, refused.value.detail.param) == (400, "logprobs")

@@ -133,6 +133,16 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(characters: in
     assert (refused.value.status, refused.value.detail.code) == (400, "context_length_exceeded")
 
 
+@pytest.mark.parametrize(("answers", "logprobs", "accepted"), [(1, 7, True), (1, 8, False), (8, 0, True), (128, 0, False)])
+def test_no_more_scores_of_prompts_are_promised_than_can_be_written_out(answers: int, logprobs: int, accepted: bool) -> None:
+    if accepted:
+        translate.check_echo(131_072, answers=answers, logprobs=logprobs)
+        return
+    with pytest.raises(ApiError, match="fewer alternatives") as refused:
+        translate.check_echo(131_072, answers=answers, logprobs=logprobs)
+    assert (refused.value.status, refused.value.detail.param) == (400, "logprobs")
+
+
 def test_the_new_name_of_max_tokens_counts() -> None:
     assert translate.chat_max_tokens(_chat()) is None
     assert translate.chat_max_tokens(_chat(max_tokens=4)) == 4

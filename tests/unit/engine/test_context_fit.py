@@ -108,7 +108,7 @@ def test_exactly_the_limit_completes_on_a_busy_rank_and_one_token_more_is_refuse
     assert core.add(exact, front_end=0) is None
     refusal = core.add(over, front_end=0)
     assert refusal is not None
-    assert refusal.finish_reason == "error"
+    assert refusal.finish_reason == "refused"
     assert str(limit) in refusal.error
     produced: dict[str, int] = {}
     while core.has_work:

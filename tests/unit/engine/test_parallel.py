@@ -9,10 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
+from enginehouse_engine.config import EngineConfig, ParallelConfig
 from enginehouse_engine.executor.contract import ExecutorFailure
+from enginehouse_engine.executor.model_worker import ModelWorker
 from enginehouse_engine.model.parallel import SOLO, Position, bind_store, join
 
 CPU = torch.device("cpu")
@@ -24,6 +27,15 @@ def test_a_rank_of_one_worker_meets_nobody_and_exchanges_nothing() -> None:
     assert SOLO.all_reduce(tensor) is tensor
     assert SOLO.gather(tensor) is tensor
     assert SOLO.smallest(7) == 7
+
+
+def test_a_worker_that_is_alone_binds_no_store() -> None:
+    config = EngineConfig(
+        replica_uid="uid", model_path="", model_uri="", served_model_name="s", executor="Multiprocess", memory_budget_bytes=1 << 30
+    )
+    assert ModelWorker(config, rank=0, index=0, stage=print, deadline=0.0).record == {}
+    of_two = msgspec.structs.replace(config, parallel=ParallelConfig(tensor=2))
+    assert "store" in ModelWorker(of_two, rank=0, index=0, stage=print, deadline=0.0).record
 
 
 def test_the_store_listens_on_the_loopback_address_alone() -> None:

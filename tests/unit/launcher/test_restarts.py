@@ -68,7 +68,7 @@ def test_a_rank_that_is_killed_goes_as_a_whole_and_comes_back_while_the_other_se
     for name in NAMES:
         one.until(f'pid {one.pid(name.format(0), incarnation=2)} was given .*"peers"')
     assert '"incarnation": 2' in one.until(f"pid {one.pid(NAMES[1].format(0), incarnation=2)} was given (.*)")[1]
-    one.until("Serving 2|" + re.escape('{"rank": 0, "incarnation": 2, "state": "Serving"}'))
+    one.until(f"pid {one.pid('API server 1')} hears .*" + re.escape('{"rank": 0, "incarnation": 2, "state": "Serving"}'))
     assert words(one, "API server 1")[-4:] == [
         "Serving 1, Serving 1",
         "Restarting 1, Serving 1",
@@ -111,7 +111,7 @@ def test_rank_and_api_server_killed_at_once_both_come_back(engine: Any) -> None:
 def test_a_death_during_a_restart_leaves_the_rank_dead_and_the_other_serving_and_the_first_cause_is_kept(engine: Any) -> None:
     one = engine(**{"worker 0.1 again": "exit=3"})
     os.kill(one.pid("worker 0 of rank 0"), signal.SIGSEGV)
-    one.until(r'hears .*"incarnation": 2, "state": "Dead"')
+    one.until(f'pid {one.pid("API server 0")} hears .*"incarnation": 2, "state": "Dead"')
     assert words(one, "API server 0")[-1] == "Dead 2, Serving 1"
     assert one.process.poll() is None
     assert ended_by(one) == 128 + signal.SIGSEGV, "a death that was not made good is not forgotten"

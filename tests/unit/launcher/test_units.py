@@ -338,3 +338,15 @@ def test_a_worker_that_said_why_it_fails_is_blamed_and_not_the_core_that_ends_be
     story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False)
     assert story.life.cause is not None
     assert (story.life.cause.process, story.life.cause.kind) == (worker, "OutOfMemory")
+
+
+def test_a_process_that_exits_without_a_word_is_blamed_and_not_the_one_that_says_it_lost_it() -> None:
+    story = Story(ranks=2, workers=2).serve()
+    _, silent, other = (process for process in story.all if process.rank == 0)
+    story.life.pipe_closed(silent, bye=False)
+    story.life.said(other, messages.Failed(cause="Exception", message="lost another worker"))
+    story.life.was_dying(other)
+    story.life.exited(silent, exit=Exit(exit_code=3), out_of_memory=False)
+    story.life.exited(other, exit=Exit(exit_code=1), out_of_memory=False)
+    assert story.life.cause is not None
+    assert (story.life.cause.process, story.life.cause.kind) == (silent, termination.EXIT_CODE)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from world import World, engine_spec
 
-from enginehouse_operator import api, names, reasons, steps
+from enginehouse_operator import api, names, observe, reasons, steps
 from enginehouse_operator.plan_engine import plan_engine
 from enginehouse_operator.ranks import RankRow, Row, merged
 from enginehouse_operator.status import engine_status, replica_status
@@ -210,6 +210,20 @@ def test_restarts_in_place_count_in_the_one_budget() -> None:
     assert [replica.is_live for replica in world.replicas.values()] == [False]
 
 
+def test_two_processes_of_a_rank_that_restarted_in_place_shorten_no_delay() -> None:
+    world = settled(parallelism=TWO_RANKS)
+    world.kill(world.name_of(0, 1))
+    world.settle()
+    world.rank_dies(world.name_of(0, 2), 1, state="Restarting")
+    (row,) = world.live[0].rows
+    worker = msgspec.structs.replace(row.failures[0], role="worker", pid=18)
+    world.change(world.live[0], rows=(msgspec.structs.replace(row, failures=(*row.failures, worker)),))
+    world.now += timedelta(seconds=60)
+    world.kill(world.name_of(0, 2))
+    world.one_pass()
+    assert world.plans()[0].look_again_seconds == 10
+
+
 def test_scaling_down_ends_a_replica_with_a_dead_rank_before_a_whole_one_but_after_one_that_does_not_serve() -> None:
     world = settled(parallelism=TWO_RANKS, replicas=3, restart=api.Restart(max_restarts=0))
     world.rank_dies(world.name_of(0, 1), 1)
@@ -347,6 +361,56 @@ def test_a_dead_rank_is_told_at_once_and_ends_its_replica_when_its_cause_is_know
     (end,) = ends(world)
     assert end.end.failure is not None
     assert end.end.failure.incarnation == 2
+
+
+def test_a_dead_rank_whose_cause_is_never_told_ends_its_replica_all_the_same() -> None:
+    """A process that never registered, or that the kernel does not let go, has no record in the row."""
+    world = settled(parallelism=TWO_RANKS)
+    world.rank_dies(world.name_of(0, 1), 1, state="Restarting")
+    world.now += timedelta(seconds=1000)
+    world.rank_dies(world.name_of(0, 1), 1)
+    row = world.live[0].rows[0]
+    world.change(world.live[0], rows=(msgspec.structs.replace(row, failures=row.failures[:1]),))
+    assert ends(world) == []
+    assert world.plans()[0].look_again_seconds == 120
+    world.now += timedelta(seconds=120)
+    (end,) = ends(world)
+    assert end.end.failure is not None
+    assert (end.end.failure.class_, end.end.failure.rank, end.end.failure.incarnation) == ("Unknown", 1, 2)
+    world.settle()
+    assert [len(replica.spec.failures) for replica in world.ready] == [2]
+
+
+def test_the_age_of_a_row_is_that_of_its_monitors_last_change() -> None:
+    def changed(manager: str, subresource: str, hour: int) -> dict[str, Any]:
+        return {"manager": manager, "subresource": subresource, "time": f"2026-01-01T0{hour}:00:00Z"}
+
+    owner = {"controller": True, "uid": "engine-uid"}
+    raw = {
+        "metadata": {
+            "name": "e-0",
+            "uid": "u",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "ownerReferences": [owner],
+            "managedFields": [changed("p", "status", 3), changed("operator", "status", 4), changed("p", "", 5)],
+        },
+        "spec": {"index": 0, "epoch": 1, "engine": {"model": {"uri": "hf://a/b"}}},
+        "status": {"members": [{"name": "p", "uid": "v"}, {"name": "q", "uid": "w"}]},
+    }
+    (replica,) = observe.replicas(engine_uid="engine-uid", replica_objects=[raw], pods=[])
+    assert [row.written for row in replica.rows] == [replica.created + timedelta(hours=3), None]
+
+
+def test_nothing_moves_while_a_replica_with_a_dead_rank_of_unknown_cause_waits_for_a_person() -> None:
+    world = settled(parallelism=TWO_RANKS, restart=api.Restart(max_restarts=0))
+    world.rank_dies(world.name_of(0, 1), 1)
+    row = world.live[0].rows[0]
+    world.change(world.live[0], rows=(msgspec.structs.replace(row, failures=()),))
+    world.now += timedelta(seconds=120)
+    before = published(world)
+    assert condition(before, "Stalled")[:2] == ("True", reasons.RESTART_BUDGET_SPENT)
+    world.now += timedelta(seconds=600)
+    assert (published(world), world.plans()[0].look_again_seconds) == (before, None)
 
 
 @pytest.mark.parametrize("vanished", [False, True])

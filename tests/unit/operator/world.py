@@ -137,7 +137,7 @@ class World:
         assert replica.copy is not None
         held = sorted(replica.copy.parallelism.ranks_of(member.ordinal))
         ranks = tuple(RankRow(rank=rank, incarnation=1, state="Serving") for rank in held)
-        return Row(name=member.name, uid=member.uid, state="Serving", ranks=ranks)
+        return Row(name=member.name, uid=member.uid, state="Serving", ranks=ranks, written=self.now)
 
     def rank_dies(self, replica: str, rank: int, *, state: str = "Dead", class_: str = "Signal") -> None:
         """One rank dies while the others go on; ``Restarting`` is its next incarnation."""
@@ -154,7 +154,7 @@ class World:
                 for part in row.ranks
             )
             return msgspec.structs.replace(
-                row, ranks=ranks, failures=(*row.failures, record) if row.name == leader else row.failures
+                row, ranks=ranks, failures=(*row.failures, record) if row.name == leader else row.failures, written=self.now
             )
 
         self.change(self.replicas[replica], rows=tuple(changed(row) for row in self.replicas[replica].rows))
