@@ -101,7 +101,7 @@ def too_slow(limit_seconds: float) -> ApiError:
 
 
 def unavailable(reason: str, *, code: str = "service_unavailable") -> ApiError:
-    """503: nothing has been computed, the same request may be sent again, here or elsewhere."""
+    """503: the same request may be sent again, here or elsewhere."""
     return ApiError(503, ErrorDetail(reason, SERVER_ERROR, None, code), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 

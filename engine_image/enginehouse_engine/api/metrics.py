@@ -3,8 +3,8 @@
 They listen on one port, so a scrape reaches any one of them. Each counts in a memory-mapped file of its own in a folder that all
 read (the multi-process mode of prometheus_client).
 Invariant: names and meanings are listed in ``docs/reference/engine-metrics.md`` (a test compares), known series exist from the
-start, no label can take unboundedly many values, and no counter falls: a server that is started again counts on in its
-predecessor's file. Figures of the cores come with every step to every server and are only passed on here.
+start, no label can take unboundedly many values, and no counter of a server falls: one that is started again counts on in its
+predecessor's file. Figures of the cores come with every step to every server and are only passed on here; a new core counts anew.
 Does not measure: ``generation.py`` does.
 """
 

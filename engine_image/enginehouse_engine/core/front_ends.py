@@ -73,7 +73,7 @@ class FrontEnds:
                 yield index, decode_to_core(frames)
 
     def send(self, index: int, message: FromCore) -> None:
-        """Queue a message. Never blocks: what a stalled front end leaves lying is bounded by the requests it had sent."""
+        """Queue a message. Never blocks: what a stalled front end leaves lying grows by each step's figures."""
         self._front_ends[index].socket.send(encode(message), zmq.NOBLOCK)
 
     def close(self) -> None:

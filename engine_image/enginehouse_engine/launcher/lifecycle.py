@@ -103,7 +103,9 @@ class Lifecycle:
         """The kernel refused to start it."""
         unit = self._unit_of(process)
         actions = self._fall(unit, culprit=None)
-        unit.died(Cause(termination.EXCEPTION, f"{process} cannot be started: {reason}", process=process))
+        death = Cause(termination.EXCEPTION, f"{process} cannot be started: {reason}", process=process)
+        unit.died(death)
+        actions.append(Report(process, publications.exited(death, process, planned=False)))
         return self._tell() + actions + self._go_on(unit)
 
     def may_register(self, process: Process, *, pid: int) -> str:
@@ -172,12 +174,10 @@ class Lifecycle:
         """The process is gone and reaped."""
         unit = self._unit_of(process)
         death, planned = unit.death_of(process, exit=exit, out_of_memory=out_of_memory)
-        actions: list[Action] = []
-        if unit.seen[process].registered:
-            actions.append(Report(process, publications.exited(death, process, planned=planned)))
         if unit is self._fetch:
-            pass  # What it found, or why not, is told by ``model_found`` or ``refused``.
-        elif not planned:
+            return self._go_on(unit)  # What it found, or why not, is told by ``model_found`` or ``refused``.
+        actions: list[Action] = [Report(process, publications.exited(death, process, planned=planned))]
+        if not planned:
             actions += self._fall(unit, culprit=process)
             unit.died(death)
         elif process.role == ENGINE_CORE and self.phase is Phase.STOPPING:

@@ -88,7 +88,7 @@ class MonitorLink:
         self._send(handed.message, handed.descriptors)
 
     def exited(self, process: Process, message: dict[str, Any]) -> None:
-        """A registered process is gone. Deaths are told again to a new monitor, planned exits are not."""
+        """A process is gone, or could not be started. Deaths are told again to a new monitor, planned exits are not."""
         self._processes.pop(process, None)
         if not message["planned"]:
             self._deaths.append(message)

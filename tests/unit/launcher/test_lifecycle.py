@@ -245,11 +245,11 @@ def test_what_a_process_said_before_it_died_is_the_cause() -> None:
     assert termination.exit_code(story.life.cause) == 78
 
 
-def test_a_process_that_dies_before_it_registered_is_a_death_the_monitor_does_not_know() -> None:
+def test_a_process_that_dies_before_it_registered_is_a_death_that_the_monitor_is_told_of() -> None:
     story = Story()
     story.start()
     actions = story.life.exited(story.cores[0], exit=Exit(exit_code=1), out_of_memory=False)
-    assert reported(actions) == []
+    assert [report["planned"] for report in reported(actions)] == [False]
     assert killed(actions) == [story.servers[0]]
     assert termination.exit_code(story.life.cause) == 1
 

@@ -50,6 +50,7 @@ class World:
         self.now = 0.0
         self.alive: list[Process] = []
         self.registered: set[Process] = set()
+        self.reported: set[Process] = set()
         self.closed: set[Process] = set()
         self.doomed: set[Process] = set()
         self.asked: set[Process] = set()
@@ -73,7 +74,8 @@ class World:
                     assert process in self.alive
                     self.check(process, message)
                 case Report(process=process):
-                    assert process in self.registered
+                    assert process not in self.reported, "a process ends once"
+                    self.reported.add(process)
                 case FetchModel():
                     raise AssertionError("the model is there")
         quiet = self.life.phase is Phase.ENDED or (self.life.phase is Phase.SERVING and not self.restarting())
@@ -116,6 +118,7 @@ class World:
         self.died = self.died or not planned
         self.alive.remove(process)
         self.take(self.life.exited(process, exit=exit, out_of_memory=False))
+        assert process in self.reported
 
     def happens(self, event: str, number: int) -> None:
         match event:

@@ -259,8 +259,19 @@ def test_a_process_that_cannot_be_started_again_is_a_death_of_its_unit_only() ->
     story = Story(ranks=2).serve()
     actions = story.exit(story.cores[0], KILLED)
     (core,) = started(actions)
-    assert started(story.life.not_started(core, reason="Cannot allocate memory")) == []
+    actions = story.life.not_started(core, reason="Cannot allocate memory")
+    assert started(actions) == []
     assert story.words() == [(2, "Dead"), (1, "Serving")]
+    (report,) = reported(actions)
+    assert (report["rank"], report["incarnation"], report["planned"]) == (0, 2, False), "the operator waits for a dead rank's cause"
+
+
+def test_a_death_before_the_registration_is_reported_like_any_other() -> None:
+    story = Story(ranks=2).serve()
+    (core,) = started(story.exit(story.cores[0], KILLED))
+    story.life.started(core, pid=200)
+    (report,) = reported(story.life.exited(core, exit=KILLED, out_of_memory=False))
+    assert (report["rank"], report["incarnation"], report["pid"], report["planned"]) == (0, 2, 200, False)
 
 
 def test_a_process_that_cannot_be_started_at_first_ends_the_engine_and_says_why() -> None:

@@ -59,7 +59,7 @@ class Operator(RuleBasedStateMachine):
     @precondition(lambda self: self.world.replicas)
     @rule(
         data=st.data(),
-        what=st.sampled_from(["kill", "vanish", "remove", "config", "rank", "rank back"]),
+        what=st.sampled_from(["kill", "vanish", "remove", "config", "rank", "silent rank", "rank back"]),
         members=st.sampled_from([None, frozenset({0}), frozenset({1})]),
     )
     def harm(self, data: st.DataObject, what: str, members: frozenset[int] | None) -> None:
@@ -75,6 +75,8 @@ class Operator(RuleBasedStateMachine):
                 self.world.remove(name, ordinals=members)
             case "rank":
                 self.world.rank_dies(name, 1)
+            case "silent rank":
+                self.world.rank_dies(name, 1, told=False)
             case "rank back":
                 self.world.rank_dies(name, 0, state="Restarting")
 

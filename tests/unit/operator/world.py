@@ -139,10 +139,10 @@ class World:
         ranks = tuple(RankRow(rank=rank, incarnation=1, state="Serving") for rank in held)
         return Row(name=member.name, uid=member.uid, state="Serving", ranks=ranks, written=self.now)
 
-    def rank_dies(self, replica: str, rank: int, *, state: str = "Dead", class_: str = "Signal") -> None:
-        """One rank dies while the others go on; ``Restarting`` is its next incarnation."""
-        told = [part.incarnation for part in self.replicas[replica].ranks if part.rank == rank]
-        incarnation = max(told, default=1)
+    def rank_dies(self, replica: str, rank: int, *, state: str = "Dead", class_: str = "Signal", told: bool = True) -> None:
+        """One rank dies while the others go on; ``Restarting`` is its next incarnation. Not ``told``: nobody learns of what."""
+        known = [part.incarnation for part in self.replicas[replica].ranks if part.rank == rank]
+        incarnation = max(known, default=1)
         record = Failure(class_=class_, signal=9, role="engine-core", rank=rank, pid=17, detected_time=self.now)
         record = msgspec.structs.replace(record, incarnation=incarnation)
         incarnation += state == "Restarting"
@@ -153,9 +153,8 @@ class World:
                 msgspec.structs.replace(part, state=state, incarnation=incarnation) if part.rank == rank else part
                 for part in row.ranks
             )
-            return msgspec.structs.replace(
-                row, ranks=ranks, failures=(*row.failures, record) if row.name == leader else row.failures, written=self.now
-            )
+            failures = (*row.failures, record) if told and row.name == leader else row.failures
+            return msgspec.structs.replace(row, ranks=ranks, failures=failures, written=self.now)
 
         self.change(self.replicas[replica], rows=tuple(changed(row) for row in self.replicas[replica].rows))
 
