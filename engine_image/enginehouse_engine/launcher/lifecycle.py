@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from enginehouse_engine.launcher import messages, publications, readiness, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
-from enginehouse_engine.launcher.phase import Phase, member_word, rank_word
+from enginehouse_engine.launcher.phase import (
+    DRAIN_MARGIN_SECONDS,
+    REAP_SECONDS,
+    SETTLE_SECONDS,
+    STOP_AFTER_DEATH_SECONDS,
+    STOP_SECONDS,
+    Phase,
+    member_word,
+    rank_word,
+)
 from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
-
-SETTLE_SECONDS: Final = 5.0
-"""In a pod: how long requests are still accepted, since endpoints elsewhere hear of the end later than the pod does."""
-DRAIN_MARGIN_SECONDS: Final = 5.0
-"""Beyond the drain timeout, for the answer to arrive."""
-STOP_SECONDS: Final = 10.0
-"""From ``stop`` to SIGKILL in an orderly end."""
-STOP_AFTER_DEATH_SECONDS: Final = 2.0
-"""The same after a death: time for the API servers to fail their requests with an error."""
-REAP_SECONDS: Final = 60.0
-"""From SIGKILL to giving up on a process that the kernel does not let go; releasing much memory takes seconds."""
 
 
 @dataclass
@@ -221,7 +219,7 @@ class Lifecycle:
         actions: list[Action] = []
         for unit in self.units:
             if self.phase is Phase.SERVING and now >= unit.deadline:
-                actions += unit.time_out(self._timeout(readiness.awaited([unit]))) + self._end_without_living()
+                actions += unit.time_out(self._timeout(readiness.awaited([unit], self.units))) + self._end_without_living()
         if now >= self._deadline:
             actions += self._missed()
         return self._tell() + actions if actions else []
@@ -382,7 +380,7 @@ class Lifecycle:
             return [f"the monitor at {self.monitor} to store this pod's row"]
         if not any(unit.seen for unit in self.units):
             return ["the model's download"]
-        return readiness.awaited(readiness.missing(self.units))
+        return readiness.awaited(readiness.missing(self.units), self.units)
 
 
 def ask_to_stop(unit: Unit, *, workers: bool) -> list[Action]:

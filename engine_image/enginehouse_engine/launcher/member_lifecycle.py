@@ -15,15 +15,9 @@ from typing import Any
 
 from enginehouse_engine.launcher import termination
 from enginehouse_engine.launcher.actions import Action, Send
-from enginehouse_engine.launcher.lifecycle import (
-    DRAIN_MARGIN_SECONDS,
-    SETTLE_SECONDS,
-    STOP_SECONDS,
-    Lifecycle,
-    ask_to_stop,
-)
+from enginehouse_engine.launcher.lifecycle import Lifecycle, ask_to_stop
 from enginehouse_engine.launcher.member_messages import Orders, RankOrder, Report, WorkerState, death_of
-from enginehouse_engine.launcher.phase import Phase
+from enginehouse_engine.launcher.phase import DRAIN_MARGIN_SECONDS, SETTLE_SECONDS, STOP_SECONDS, Phase
 from enginehouse_engine.launcher.termination import Cause
 from enginehouse_engine.launcher.unit import Unit, UnitState
 
