@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 90.0
 RUN_LAUNCHER = Path(__file__).parent / "unit/launcher/run_launcher.py"
 
 

@@ -27,7 +27,7 @@ from enginehouse_engine.executor.rendezvous import Peer, peers_of
 from enginehouse_engine.executor.simulated import SimulatedExecutor
 from enginehouse_engine.executor.worker_process import WorkerStart
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 """No test waits longer for anything."""
 FOREVER_SECONDS = 600.0
 UID = "replica"

@@ -18,7 +18,7 @@ import httpx
 import openai
 
 SOURCES = Path(__file__).parents[1] / "engine_image"
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 LIMIT = 512
 """Of its context, unless flags say otherwise."""
 SIMULATED = ("-m", "enginehouse_engine", "--executor", "Simulated", "--model", "", "--served-model-name", "sim")

@@ -20,7 +20,7 @@ from enginehouse_engine.executor.contract import Executor, ExecutorFailure, Step
 from enginehouse_engine.model.parallel import Position, bind_store, join
 from enginehouse_engine.worker import Worker
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 180.0
 """No test waits longer for anything."""
 
 CONTEXT = multiprocessing.get_context("forkserver")

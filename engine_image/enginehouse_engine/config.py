@@ -28,6 +28,22 @@ class ParallelConfig(msgspec.Struct, frozen=True):
     pipeline: int = 1
 
 
+class MembersConfig(msgspec.Struct, frozen=True):
+    """The pods that share the work of one replica."""
+
+    count: int = 1
+    own: int = 0
+    """Number of this one; 0 is the leader."""
+    workers_each: int = 0
+    """Workers in each; 0 = all are in one."""
+    address: str = ""
+    """Of this pod, for the others; empty = there are none."""
+
+    def of(self, worker: int) -> int:
+        """Where a worker lives; ``worker`` is counted over rank after rank."""
+        return worker // self.workers_each if self.workers_each else 0
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a process of the engine needs to know. Paths are absolute; the model is already on this machine."""
 
@@ -40,6 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     executor: str
     """``InProcess``, ``Multiprocess`` or ``Simulated``."""
     parallel: ParallelConfig = ParallelConfig()
+    members: MembersConfig = MembersConfig()
     api_servers: int = 1
     dtype: str = "auto"
     max_context_length: int | None = None
@@ -60,6 +77,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     simulated_weight_bytes: dict[int, int] = {}
     """With executor Simulated: what the model of a rank pretends to weigh, so that ranks fit different lengths."""
+
+    @property
+    def workers_per_rank(self) -> int:
+        """Positions in the model that one rank is made of."""
+        return self.parallel.tensor * self.parallel.pipeline
+
+    def member_of(self, *, rank: int, index: int) -> int:
+        """Number of the member that a worker lives in."""
+        return self.members.of(rank * self.workers_per_rank + index)
 
     def hash(self) -> str:
         """Of what every process must agree on: model, dtype, parallel shape, block size, limits."""

@@ -74,6 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             f"--max-context-length {given.max_context_length} is below"
             f" --min-context-length {given.min_context_length}: no fit can be both"
         )
+    _check_members(given)
     return Options(
         model=given.model,
         revision=given.revision,
@@ -100,6 +101,24 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         model_cache_dir=given.model_cache_dir,
         simulated_weights=_simulated_weights(given.simulated_weights, executor=given.executor, ranks=given.data_parallel),
     )
+
+
+def _check_members(given: argparse.Namespace) -> None:
+    if given.members == 1:
+        return
+    if given.executor != "Simulated":
+        raise ConfigError(
+            f"--members {given.members} with --executor {given.executor}: only Simulated spans several pods; leave"
+            " parallelism.workersPerMember out"
+        )
+    if given.member >= given.members or not given.leader:
+        raise ConfigError(f"--members {given.members} wants --member 0 to {given.members - 1} and --leader HOST")
+    workers = given.data_parallel * given.tensor_parallel * given.pipeline_parallel
+    if given.workers_per_member is None or given.members * given.workers_per_member != workers:
+        raise ConfigError(
+            f"--members {given.members} x --workers-per-member {given.workers_per_member} must be the {workers} workers of"
+            f" data {given.data_parallel} x tensor {given.tensor_parallel} x pipeline {given.pipeline_parallel}"
+        )
 
 
 def _simulated_weights(given: list[tuple[int, int]], *, executor: str, ranks: int) -> tuple[tuple[int, int], ...]:

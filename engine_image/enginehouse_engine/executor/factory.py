@@ -15,8 +15,8 @@ def create_executor(config: EngineConfig, *, rank: int = 0, incarnation: int = 1
 
     Raises ConfigError when that way is not to be had.
     """
-    workers = config.parallel.tensor * config.parallel.pipeline
-    if config.executor == "Simulated":
+    workers = config.workers_per_rank
+    if config.executor == "Simulated" and config.members.count == 1:
         from enginehouse_engine.executor.simulated import SimulatedExecutor
 
         return SimulatedExecutor(config, rank=rank)
@@ -29,9 +29,9 @@ def create_executor(config: EngineConfig, *, rank: int = 0, incarnation: int = 1
         from enginehouse_engine.executor.in_process import InProcessExecutor
 
         return InProcessExecutor(config, rank=rank)
-    if config.executor == "Multiprocess":
+    if config.executor in ("Multiprocess", "Simulated"):
         if rendezvous is None:
-            raise ConfigError("executor Multiprocess needs a launcher that starts its workers: use enginehouse-engine")
+            raise ConfigError(f"executor {config.executor} needs a launcher that starts its workers: use enginehouse-engine")
         from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
 
         return MultiprocessExecutor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)

@@ -1,4 +1,5 @@
-"""Workers in processes of their own, one per accelerator: the launcher starts them, this is the engine core's side.
+"""Workers in processes of their own, one per accelerator: launchers start them, this is the engine core's side. Those of other
+members are reached over TCP, the others through shared memory.
 
 One queue takes calls to all workers, one from each brings answers. A step is sent once, and the worker that chooses answers; every
 other call is answered by all. Each call has a number, and an answer that bears another one is an error.
@@ -19,7 +20,7 @@ from enginehouse_engine.executor.contract import Executor, ExecutorFailure, Step
 from enginehouse_engine.executor.messages import Call, Failed, FromWorker, Profiled, Returned, Step, Stepped, ToWorker
 from enginehouse_engine.executor.rendezvous import WORKER, Peer, Rendezvous, peer, queue_record
 from enginehouse_engine.executor.serving import CORE_READER, reader_name
-from enginehouse_engine.message_queue import MessageCodec, Reader, Writer, open_local_reader
+from enginehouse_engine.message_queue import MessageCodec, Reader, Writer, open_local_reader, open_remote_reader
 from enginehouse_engine.message_queue.errors import QueueError
 
 STEP_SECONDS: Final = 600.0
@@ -36,7 +37,8 @@ class MultiprocessExecutor(Executor):
         self._deadline = time.monotonic() + config.startup_timeout_seconds
         self._rank = rank
         self._incarnation = incarnation
-        workers = config.parallel.tensor * config.parallel.pipeline
+        workers = config.workers_per_rank
+        self._config = config
         self._chooser = workers - config.parallel.tensor
         """The first worker of the last stage."""
         self._encoder: MessageCodec[ToWorker] = MessageCodec(ToWorker)
@@ -52,6 +54,7 @@ class MultiprocessExecutor(Executor):
             writer=f"engine core of rank {rank}",
             generation=incarnation,
             readers=[reader_name(index) for index in range(workers)],
+            remote_host=config.members.address if any(self._is_remote(index) for index in range(workers)) else "",
         )
         try:
             rendezvous.publish(queue_record(self._writer.address))
@@ -105,7 +108,8 @@ class MultiprocessExecutor(Executor):
         try:
             for index in range(workers):
                 address = peer(peers, WORKER, index).queue()
-                reader = open_local_reader(
+                open_reader = open_remote_reader if self._is_remote(index) else open_local_reader
+                reader = open_reader(
                     address, reader=CORE_READER, generation=self._incarnation, deadline_seconds=self._startup_seconds()
                 )
                 self._readers.append(reader)
@@ -113,6 +117,9 @@ class MultiprocessExecutor(Executor):
             self._writer.wait_until_ready(deadline_seconds=self._startup_seconds())
         except QueueError as error:
             raise self._failed(str(error), late=self._startup_seconds() == 0) from error
+
+    def _is_remote(self, index: int) -> bool:
+        return self._config.member_of(rank=self._rank, index=index) != self._config.members.own
 
     def _call(self, method: str, *arguments: Any, deadline_seconds: float) -> list[Any]:
         """What every worker returned, in the order of the workers."""

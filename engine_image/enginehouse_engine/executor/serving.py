@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from enginehouse_engine.engine_process import Failure
 from enginehouse_engine.executor.contract import StepInput, StepOutput, WorkerProfile
 from enginehouse_engine.executor.messages import Call, Failed, FromWorker, Step, ToWorker, answer
-from enginehouse_engine.message_queue import MessageCodec, QueueAddress, Reader, Writer, open_local_reader
+from enginehouse_engine.message_queue import MessageCodec, QueueAddress, Reader, Writer, open_local_reader, open_remote_reader
 from enginehouse_engine.message_queue.errors import NothingReceived, QueueClosed, QueueError, WriterGone
 from enginehouse_engine.shared_memory_size import RESPONSE_RING_BYTES
 
@@ -62,7 +62,9 @@ def reader_name(index: int) -> str:
 class CoreConnection:
     """Both queues between one worker and its engine core. The one that this worker writes is bound on construction."""
 
-    def __init__(self, *, rank: int, index: int, incarnation: int) -> None:
+    def __init__(self, *, rank: int, index: int, incarnation: int, remote_host: str = "") -> None:
+        """``remote_host``: an address of this worker's, if its engine core lives in another member."""
+        self._open_reader = open_remote_reader if remote_host else open_local_reader
         self._name = reader_name(index)
         self._incarnation = incarnation
         self._encoder: MessageCodec[FromWorker] = MessageCodec(FromWorker)
@@ -73,6 +75,7 @@ class CoreConnection:
             generation=incarnation,
             readers=[CORE_READER],
             ring_bytes=RESPONSE_RING_BYTES,
+            remote_host=remote_host,
         )
         self._reader: Reader | None = None
 
@@ -85,7 +88,7 @@ class CoreConnection:
         deadline = time.monotonic() + deadline_seconds
         self._writer.wait_until_ready(deadline_seconds=deadline_seconds)
         left = max(0.001, deadline - time.monotonic())
-        self._reader = open_local_reader(steps, reader=self._name, generation=self._incarnation, deadline_seconds=left)
+        self._reader = self._open_reader(steps, reader=self._name, generation=self._incarnation, deadline_seconds=left)
 
     def serve(self, served: Served) -> None:
         """Until the core ends: raises CoreGone. Whatever a call raises comes through."""

@@ -43,12 +43,12 @@ class WorkerStart:
 
 
 def main(make: Callable[[WorkerStart], Served] | None = None) -> int:
-    """Run until told to stop; the exit code of a failure. ``make`` makes what is served; the model's worker when absent."""
+    """Run until told to stop; the exit code of a failure. ``make`` makes what is served, by default what the executor is."""
     parser = engine_process.parser("enginehouse_engine.executor.worker_process", "One worker of a rank.")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--index", type=int, required=True)
     arguments = parser.parse_args()
-    process = _WorkerProcess(arguments, make or _make_model_worker)
+    process = _WorkerProcess(arguments, make or _make_worker)
     return engine_process.run(
         process.serve,
         arguments,
@@ -60,7 +60,11 @@ def main(make: Callable[[WorkerStart], Served] | None = None) -> int:
     )
 
 
-def _make_model_worker(start: WorkerStart) -> Served:
+def _make_worker(start: WorkerStart) -> Served:
+    if start.config.executor == "Simulated":
+        from enginehouse_engine.executor.simulated_worker import SimulatedWorker
+
+        return SimulatedWorker(start.config, rank=start.rank, index=start.index)
     from enginehouse_engine.cores import spin_briefly
 
     spin_briefly()
@@ -88,7 +92,9 @@ class _WorkerProcess:
         config = configuration.load(Path(self._arguments.config))
         deadline = started + config.startup_timeout_seconds
         served = self._make(WorkerStart(config, rank, index, registration, deadline))
-        self._core = CoreConnection(rank=rank, index=index, incarnation=incarnation)
+        # All engine cores live in the leader, member 0.
+        remote_host = config.members.address if config.members.own else ""
+        self._core = CoreConnection(rank=rank, index=index, incarnation=incarnation, remote_host=remote_host)
         registration.send("published", record=rendezvous.queue_record(self._core.address, **served.record))
         message = watch.peers(deadline_seconds=max(0.0, deadline - time.monotonic()))
         if message is None:

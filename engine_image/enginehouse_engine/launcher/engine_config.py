@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from enginehouse_engine.config import ConfigError, EngineConfig
+from enginehouse_engine.config import EngineConfig, MembersConfig
 from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import cgroup, memory_budget
 
@@ -16,27 +16,32 @@ logger = logging.getLogger("enginehouse.launcher")
 
 def workers_per_rank(options: Options) -> int:
     """Worker processes beside each engine core; 0 = the core runs the model itself."""
-    return options.parallel.tensor * options.parallel.pipeline if options.executor == "Multiprocess" else 0
+    has_workers = options.executor == "Multiprocess" or options.members > 1
+    return options.parallel.tensor * options.parallel.pipeline if has_workers else 0
 
 
-def engine_config(options: Options, model_path: str) -> EngineConfig:
-    """What every process is told. Raises ConfigError when the memory is too small."""
-    if options.members > 1:
-        raise ConfigError(
-            f"a replica of {options.members} members was asked for, and this version of the engine keeps a replica in one pod:"
-            " leave parallelism.workersPerMember out"
-        )
+def workers_each(options: Options) -> int:
+    """Worker processes in each member; 0 = there is one member."""
+    return (options.workers_per_member or 0) if options.members > 1 else 0
+
+
+def engine_config(options: Options, model_path: str, *, address: str = "") -> EngineConfig:
+    """What every process is told. ``address``: of this pod, for other members. Raises ConfigError when the memory is too small."""
     limit, source = (
         (options.memory_limit_bytes, "--memory-limit-bytes") if options.memory_limit_bytes else cgroup.usable_memory_bytes()
     )
     workers = workers_per_rank(options)
+    each = workers_each(options)
+    cores = 0 if options.member else options.parallel.data
     budget = memory_budget.budget_per_worker_bytes(
         limit,
         utilization_percent=options.memory_utilization_percent,
-        ranks=options.parallel.data,
-        workers=workers,
-        api_servers=options.api_servers,
-        rank_process_bytes=memory_budget.rank_process_bytes(options.executor, workers=workers),
+        ranks=1 if each else options.parallel.data,
+        workers=each or workers,
+        api_servers=0 if options.member else options.api_servers,
+        rank_process_bytes=memory_budget.member_process_bytes(cores=cores, workers=each, workers_per_rank=workers)
+        if each
+        else memory_budget.rank_process_bytes(options.executor, workers=workers),
     )
     logger.info(
         "%d MiB for each %s: %d %% of %s",
@@ -52,6 +57,7 @@ def engine_config(options: Options, model_path: str) -> EngineConfig:
         served_model_name=options.served_model_name,
         executor=options.executor,
         parallel=options.parallel,
+        members=MembersConfig(count=options.members, own=options.member, workers_each=each, address=address),
         api_servers=options.api_servers,
         dtype=options.dtype,
         max_context_length=options.max_context_length,

@@ -22,18 +22,27 @@ from enginehouse_engine import config as configuration
 from enginehouse_engine import registration
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.flags import Options
-from enginehouse_engine.launcher import cgroup, children, command_lines, http_listener, messages, termination
+from enginehouse_engine.launcher import (
+    cgroup,
+    children,
+    command_lines,
+    http_listener,
+    messages,
+    replica,
+    termination,
+)
 from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
 from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
 from enginehouse_engine.launcher.control import ControlServer
-from enginehouse_engine.launcher.engine_config import engine_config, workers_per_rank
+from enginehouse_engine.launcher.engine_config import engine_config
 from enginehouse_engine.launcher.event_loop import EventLoop
+from enginehouse_engine.launcher.leader_link import LeaderLink
 from enginehouse_engine.launcher.lifecycle import Lifecycle
+from enginehouse_engine.launcher.member_links import MEMBERS_PORT, MemberLinks, own_name
 from enginehouse_engine.launcher.monitor_link import MonitorLink
 from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
-from enginehouse_engine.launcher.unit import engine_units
 
 logger = logging.getLogger("enginehouse.launcher")
 
@@ -51,12 +60,16 @@ def launch(options: Options, *, command_line: CommandLine = command_lines.comman
     children.become_reaper()
     children.raise_descriptor_limit()
     try:
-        listener = http_listener.bind(options.host, options.port)
+        # A member that is not the leader listens nowhere.
+        listener = None if options.member else http_listener.bind(options.host, options.port)
+        door = http_listener.bind(own_name(options.leader), MEMBERS_PORT) if options.members > 1 and not options.member else None
     except http_listener.BindError as error:
         return end(error.cause)
     run_directory = make_run_directory()
     try:
-        launcher = Launcher(options, listener=listener, run_directory=run_directory, command_line=command_line, started=started)
+        launcher = Launcher(
+            options, listener=listener, door=door, run_directory=run_directory, command_line=command_line, started=started
+        )
         return end(launcher.run())
     finally:
         shutil.rmtree(run_directory, ignore_errors=True)
@@ -80,8 +93,16 @@ class Launcher:
     """One engine's supervisor; :meth:`run` is called once."""
 
     def __init__(
-        self, options: Options, *, listener: socket.socket, run_directory: Path, command_line: CommandLine, started: float
+        self,
+        options: Options,
+        *,
+        listener: socket.socket | None,
+        door: socket.socket | None,
+        run_directory: Path,
+        command_line: CommandLine,
+        started: float,
     ) -> None:
+        """``listener`` is for the clients, ``door`` for the other members; only the leader has them."""
         self._options = options
         self._listener = listener
         self._command_line = command_line
@@ -99,14 +120,16 @@ class Launcher:
         hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *hang_up), self._signal)
         self._control = ControlServer(self._loop, self._files.launcher_socket, self)
-        self._lifecycle = Lifecycle(
-            units=engine_units(api_servers=options.api_servers, ranks=options.parallel.data, workers=workers_per_rank(options)),
-            replica_uid=options.replica_uid,
-            startup_timeout_seconds=options.startup_timeout_seconds,
-            drain_timeout_seconds=options.drain_timeout_seconds,
-            now=started,
-            monitor=str(options.monitor_socket or ""),
-        )
+        self._model_path = ""
+        self._address = door.getsockname()[0] if door else ""
+        self._lifecycle: Lifecycle
+        self._others: MemberLinks | LeaderLink
+        if options.member:
+            self._lifecycle, self._others = replica.as_member(
+                options, loop=self._loop, started=started, do=self._do, let_in=self._let_in
+            )
+        else:
+            self._lifecycle, self._others = replica.as_leader(options, loop=self._loop, started=started, do=self._do, door=door)
         self._monitor = MonitorLink(
             path=str(options.monitor_socket or ""), own_pipe=self._own_pipe, loop=self._loop, heard=self._monitor_said
         )
@@ -120,7 +143,8 @@ class Launcher:
             now = time.monotonic()
             self._monitor.connect(now)
             self._monitor.state(life.state())
-            ready = self._loop.wait(min(life.deadline, self._monitor.retry_at) - now)
+            self._others.bring_up_to_date(now)
+            ready = self._loop.wait(min(life.deadline, self._monitor.retry_at, self._others.retry_at) - now)
             self._do(life.clock(time.monotonic()))
             for callback in ready:
                 callback()
@@ -128,6 +152,7 @@ class Launcher:
                 was = life.phase
                 self._announce(was)
         self._monitor.state(life.state())
+        self._others.bring_up_to_date(time.monotonic())
         self._children.kill_leftovers()
         # The end is deliberate either way: a death is in the monitor's hands already, as the process's and not as the launcher's.
         os.write(self._own_write_end, b"bye\n")
@@ -136,8 +161,9 @@ class Launcher:
     def _announce(self, phase: Phase) -> None:
         if phase is Phase.SERVING:
             logger.info("ready after %.2f s", time.monotonic() - self._started)
-            length = self._lifecycle.max_context_length()
-            print(f"ready: {http_listener.url(self._listener)}, context length {length}", flush=True)
+            if self._listener is not None:
+                length = self._lifecycle.max_context_length()
+                print(f"ready: {http_listener.url(self._listener)}, context length {length}", flush=True)
         else:
             logger.info("%s", phase)
 
@@ -197,6 +223,10 @@ class Launcher:
                     self._do(self._fetch_model())
                 case Start(processes=chosen):
                     self._do(self._start(chosen))
+                case Send(process=process) | Kill(process=process) if process.member != self._options.member:
+                    pass  # Another member's launcher does it: it is in its orders.
+                case Report(process=process) if process.member != self._options.member:
+                    pass  # Its own monitor is told.
                 case Send(process=process, message=message):
                     self._control.send(process, message)
                 case Kill(process=process):
@@ -241,8 +271,20 @@ class Launcher:
             return self._lifecycle.refused(Cause(termination.EXCEPTION, f"{uri} cannot be read: {error}"))
 
     def _configure(self, model_path: str) -> list[Action]:
+        self._model_path = model_path
+        if isinstance(self._others, LeaderLink):
+            self._others.begin()
+            return []
+        return self._prepare()
+
+    def _let_in(self, address: str) -> None:
+        """The leader takes this member, which it sees at ``address``."""
+        self._address = address
+        self._do(self._prepare())
+
+    def _prepare(self) -> list[Action]:
         try:
-            config = engine_config(self._options, model_path)
+            config = engine_config(self._options, self._model_path, address=self._address)
         except ConfigError as error:
             return self._lifecycle.refused(_refusal(error))
         configuration.save(config, self._files.config)
@@ -251,7 +293,9 @@ class Launcher:
     def _start(self, chosen: tuple[Process, ...]) -> list[Action]:
         actions: list[Action] = []
         for process in chosen:
-            descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER else {}
+            if process.member != self._options.member:
+                continue
+            descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER and self._listener else {}
             try:
                 pid = self._children.spawn(
                     process,

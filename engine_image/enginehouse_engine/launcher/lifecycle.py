@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from enginehouse_engine.launcher import messages, publications, readiness, termination
 from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
-from enginehouse_engine.launcher.phase import Phase, member_word, rank_word
+from enginehouse_engine.launcher.phase import (
+    DRAIN_MARGIN_SECONDS,
+    REAP_SECONDS,
+    SETTLE_SECONDS,
+    STOP_AFTER_DEATH_SECONDS,
+    STOP_SECONDS,
+    Phase,
+    member_word,
+    rank_word,
+)
 from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
-
-SETTLE_SECONDS: Final = 5.0
-"""In a pod: how long requests are still accepted, since endpoints elsewhere hear of the end later than the pod does."""
-DRAIN_MARGIN_SECONDS: Final = 5.0
-"""Beyond the drain timeout, for the answer to arrive."""
-STOP_SECONDS: Final = 10.0
-"""From ``stop`` to SIGKILL in an orderly end."""
-STOP_AFTER_DEATH_SECONDS: Final = 2.0
-"""The same after a death: time for the API servers to fail their requests with an error."""
-REAP_SECONDS: Final = 60.0
-"""From SIGKILL to giving up on a process that the kernel does not let go; releasing much memory takes seconds."""
 
 
 @dataclass
@@ -56,6 +54,8 @@ class Lifecycle:
     _fallen: list[Unit] = field(default_factory=list)
     """Those whose death was not made good, in the order of their deaths."""
     _all_killed: bool = False
+    _a_member_left: bool = False
+    """That is why it drains: SIGTERM then says nothing new."""
     _lowest: int | None = None
     """Context length (tokens) that an API server ever accepted; one that comes later must not accept more."""
 
@@ -179,11 +179,14 @@ class Lifecycle:
             actions += self._fall(unit, culprit=process)
             unit.died(death)
         elif process.role == ENGINE_CORE and self.phase is Phase.STOPPING:
-            actions += _ask_to_stop(unit, workers=True)
+            actions += ask_to_stop(unit, workers=True)
         return self._tell() + actions + self._go_on(unit)
 
     def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
         """SIGTERM, SIGINT or the monitor's ``drain``. A second time, or with timeout 0, the requests under way are cut."""
+        if self._a_member_left and timeout_seconds != 0:
+            self._a_member_left = False
+            return []
         if self.phase is Phase.SERVING and timeout_seconds != 0:
             return self._drain(timeout_seconds)
         if self.phase in (Phase.SERVING, Phase.DRAINING):
@@ -191,6 +194,14 @@ class Lifecycle:
         if self.phase is Phase.STARTING:
             return self._stop(seconds=0.0)
         return self._kill_all()
+
+    def member_leaves(self) -> list[Action]:
+        """Another member's pod was asked to stop: the replica ends as one."""
+        if self.phase not in (Phase.STARTING, Phase.SERVING):
+            return []
+        actions = self.asked_to_stop()
+        self._a_member_left = True
+        return actions
 
     def asked_to_end_ranks(self, ranks: tuple[int, ...]) -> list[Action]:
         """The monitor's ``abort``: these ranks are of no use any more. No death, and no restart."""
@@ -208,7 +219,7 @@ class Lifecycle:
         actions: list[Action] = []
         for unit in self.units:
             if self.phase is Phase.SERVING and now >= unit.deadline:
-                actions += unit.time_out(self._timeout(readiness.awaited([unit]))) + self._end_without_living()
+                actions += unit.time_out(self._timeout(readiness.awaited([unit], self.units))) + self._end_without_living()
         if now >= self._deadline:
             actions += self._missed()
         return self._tell() + actions if actions else []
@@ -314,7 +325,8 @@ class Lifecycle:
             if not seconds or unit.state is not UnitState.SERVING:
                 actions += unit.kill()
             else:
-                actions += _ask_to_stop(unit, workers=False)
+                # Workers without their core here are asked with it elsewhere, or are the only ones there are.
+                actions += ask_to_stop(unit, workers=unit.processes[0].role == WORKER)
         return self._tell() + actions + self._check_ended()
 
     def _check_ended(self) -> list[Action]:
@@ -368,10 +380,10 @@ class Lifecycle:
             return [f"the monitor at {self.monitor} to store this pod's row"]
         if not any(unit.seen for unit in self.units):
             return ["the model's download"]
-        return readiness.awaited(readiness.missing(self.units))
+        return readiness.awaited(readiness.missing(self.units), self.units)
 
 
-def _ask_to_stop(unit: Unit, *, workers: bool) -> list[Action]:
+def ask_to_stop(unit: Unit, *, workers: bool) -> list[Action]:
     """Its workers, or all the others: workers go when nobody can ask anything of them any more."""
     chosen = [process for process, seen in unit.seen.items() if seen.listens and (process.role == WORKER) is workers]
     for process in chosen:

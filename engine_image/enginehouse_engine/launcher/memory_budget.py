@@ -11,7 +11,12 @@ from __future__ import annotations
 from typing import Final
 
 from enginehouse_engine.config import ConfigError
-from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
+from enginehouse_engine.shared_memory_size import (
+    REQUEST_RING_BYTES,
+    RESPONSE_RING_BYTES,
+    rank_shared_memory_bytes,
+    shared_memory_bytes,
+)
 
 MIB: Final = 1024 * 1024
 
@@ -37,6 +42,13 @@ def rank_process_bytes(executor: str, *, workers: int) -> int:
     own = TORCH_PROCESS_BYTES if executor == "InProcess" else CORE_PROCESS_BYTES
     queues = rank_shared_memory_bytes(local_workers=workers) if workers else 0
     return own + workers * TORCH_PROCESS_BYTES + queues
+
+
+def member_process_bytes(*, cores: int, workers: int, workers_per_rank: int) -> int:
+    """The same for all that one of several members holds: ``cores`` (all in the leader) and ``workers``, which are simulated."""
+    requests = shared_memory_bytes(local_readers=workers_per_rank, ring_bytes=REQUEST_RING_BYTES)
+    answers = shared_memory_bytes(local_readers=1, ring_bytes=RESPONSE_RING_BYTES)
+    return cores * (CORE_PROCESS_BYTES + requests) + workers * (CORE_PROCESS_BYTES + answers)
 
 
 def budget_per_worker_bytes(

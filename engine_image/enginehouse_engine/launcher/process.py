@@ -5,7 +5,7 @@ Invariant: the identity, never the pid, tells processes apart; inside one launch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 API_SERVER: Final = "api-server"
@@ -25,12 +25,15 @@ class Process:
     rank: int | None
     index: int
     incarnation: int
+    member: int = field(default=0, compare=False)
+    """Number of the pod that it lives in, whose launcher starts and reaps it. No part of its identity."""
 
     def __str__(self) -> str:
         if self.role == ENGINE_CORE:
             return f"engine core of rank {self.rank}"
         if self.role == WORKER:
-            return f"worker {self.index} of rank {self.rank}"
+            where = f" in member {self.member}" if self.member else ""
+            return f"worker {self.index} of rank {self.rank}{where}"
         if self.role == API_SERVER:
             return f"API server {self.index}"
         return self.role.replace("-", " ")

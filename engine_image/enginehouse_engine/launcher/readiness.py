@@ -17,9 +17,8 @@ def is_ready(unit: Unit, units: Iterable[Unit]) -> bool:
     """An API server that says so; a rank that all API servers that say so know."""
     if unit.is_api_server:
         return _answer(unit) is not None
-    answers = [answer for other in units if other.is_api_server and (answer := _answer(other)) is not None]
-    identity = (unit.processes[0].rank, unit.incarnation)
-    return bool(answers) and all(identity in {(fit.rank, fit.incarnation) for fit in answer.ranks} for answer in answers)
+    ready = [other for other in units if other.is_api_server and _answer(other) is not None]
+    return bool(ready) and all(_knows(server, unit) for server in ready)
 
 
 def missing(units: Iterable[Unit]) -> list[Unit]:
@@ -33,9 +32,22 @@ def max_context_length(units: Iterable[Unit]) -> int:
     return min(answer.max_context_length for unit in units if unit.is_api_server and (answer := _answer(unit)) is not None)
 
 
-def awaited(units: Iterable[Unit]) -> list[str]:
-    """Their processes, and how far each has come."""
-    return [f"{process} ({_progress(unit, process)})" for unit in units for process in unit.processes]
+def awaited(waiting: Iterable[Unit], units: Iterable[Unit]) -> list[str]:
+    """The processes of those that are not ready, how far each has come; for a core that has said hello, who has not met it."""
+    servers = [unit for unit in units if unit.is_api_server]
+    names = []
+    for unit in waiting:
+        names += [f"{process} ({_progress(unit, process)})" for process in unit.processes]
+        core = unit.seen.get(unit.processes[0])
+        if not unit.is_api_server and core is not None and core.stage == "handshake":
+            names += [f"{server.processes[0]} to meet it" for server in servers if not _knows(server, unit)]
+    return names
+
+
+def _knows(server: Unit, rank: Unit) -> bool:
+    """One that is not ready is waited for itself."""
+    answer = _answer(server)
+    return answer is None or (rank.processes[0].rank, rank.incarnation) in {(fit.rank, fit.incarnation) for fit in answer.ranks}
 
 
 def _answer(server: Unit) -> messages.Ready | None:

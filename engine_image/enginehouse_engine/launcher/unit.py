@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from enginehouse_engine.config import MembersConfig
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import Action, Kill
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, WORKER, Process
@@ -47,6 +48,7 @@ class Seen:
     ready: messages.Ready | None = None
     drained: bool = False
     failed: messages.Failed | None = None
+    death: Cause | None = None
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The last message of each type that tells it how things are."""
     asked_to_stop: bool = False
@@ -91,6 +93,11 @@ class Unit:
         return self.processes[0].incarnation
 
     @property
+    def is_in_leader(self) -> bool:
+        """All of it; else nobody here can know that the whole of it is gone, and it is not started again."""
+        return all(process.member == 0 for process in self.processes)
+
+    @property
     def lives(self) -> bool:
         """Serves, or is about to again."""
         return self.state in (UnitState.SERVING, UnitState.RESTARTING)
@@ -122,7 +129,8 @@ class Unit:
         had_served = self.state is UnitState.SERVING
         actions = self.end()
         self.culprit = culprit
-        if restart_until is not None and had_served and now - self._restarted_at >= RESTART_PAUSE_SECONDS:
+        may_restart = had_served and self.is_in_leader and now - self._restarted_at >= RESTART_PAUSE_SECONDS
+        if restart_until is not None and may_restart:
             self.state = UnitState.RESTARTING
             self.deadline = restart_until
             self._restarted_at = now
@@ -164,8 +172,10 @@ class Unit:
         seen.exited = True
         planned = self.culprit != process and (seen.killed or (seen.asked_to_stop and exit.exit_code == 0))
         if self._verdict is not None and self.culprit == process:
-            return dataclasses.replace(self._verdict, process=process, pid=seen.pid, exit=exit), planned
-        return termination.cause_of(process, pid=seen.pid, exit=exit, failed=seen.failed, out_of_memory=out_of_memory), planned
+            seen.death = dataclasses.replace(self._verdict, process=process, pid=seen.pid, exit=exit)
+        else:
+            seen.death = termination.cause_of(process, pid=seen.pid, exit=exit, failed=seen.failed, out_of_memory=out_of_memory)
+        return seen.death, planned
 
     def died(self, death: Cause) -> None:
         """A process of it died and this is why.
@@ -185,12 +195,27 @@ class Unit:
         return death.exit.signal is not None or (seen.failed is not None and death.process == self.first_failed)
 
 
-def engine_units(*, api_servers: int, ranks: int, workers: int) -> tuple[Unit, ...]:
-    """All that one engine consists of, API servers first; ``workers`` are each rank's own."""
+def engine_units(*, api_servers: int, ranks: int, workers: int, workers_each: int = 0) -> tuple[Unit, ...]:
+    """All that one engine consists of, API servers first; ``workers`` are each rank's own, ``workers_each`` are in one member."""
     front = [(Process(role=API_SERVER, rank=None, index=index, incarnation=1),) for index in range(api_servers)]
-    return tuple(Unit(processes=processes) for processes in (*front, *(_rank(rank, workers=workers) for rank in range(ranks))))
+    rest = [_rank(rank, workers=workers, workers_each=workers_each) for rank in range(ranks)]
+    return tuple(Unit(processes=processes) for processes in (*front, *rest))
 
 
-def _rank(rank: int, *, workers: int) -> tuple[Process, ...]:
+def member_units(*, member: int, ranks: int, workers: int, workers_each: int) -> tuple[Unit, ...]:
+    """What lives in a member that is not the leader: parts of ranks."""
+    parts = [_rank(rank, workers=workers, workers_each=workers_each) for rank in range(ranks)]
+    mine = [tuple(process for process in part if process.member == member) for part in parts]
+    return tuple(Unit(processes=processes) for processes in mine if processes)
+
+
+def _rank(rank: int, *, workers: int, workers_each: int) -> tuple[Process, ...]:
     core = Process(role=ENGINE_CORE, rank=rank, index=0, incarnation=1)
-    return (core, *(Process(role=WORKER, rank=rank, index=index, incarnation=1) for index in range(workers)))
+    members = MembersConfig(workers_each=workers_each)
+    return (
+        core,
+        *(
+            Process(role=WORKER, rank=rank, index=index, incarnation=1, member=members.of(rank * workers + index))
+            for index in range(workers)
+        ),
+    )

@@ -129,16 +129,24 @@ class Writer:
             self._joining += attaching
             for name in gone:
                 self._let_go(name, "its process ended or closed its end")
-        if self._remote:
+        while self._dismissals:
+            self._let_go(*self._dismissals.popleft())
+        self._hear_remote()
+        while self._joining and not self._sending:
+            self._answer(*self._joining.pop(0))
+            self._hear_remote()
+
+    def _hear_remote(self) -> None:
+        """Until nothing is there any more, and after whatever is sent over TCP: sending may take the news of a message out of ZMQ's
+        descriptor, and no sleep would end for it.
+        """
+        while self._remote:
             knocking, broken = self._remote.receive()
             self._joining += knocking
             for name, reason in broken:
                 self._let_go(name, reason)
-        while self._dismissals:
-            self._let_go(*self._dismissals.popleft())
-        if not self._sending:
-            while self._joining:
-                self._answer(*self._joining.pop(0))
+            if not broken:
+                return
 
     def dismiss(self, reader: str, reason: str) -> None:
         """Declare a reader dead: nothing waits for it any more. From any thread; also ends a wait for it that is under way."""

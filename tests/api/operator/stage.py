@@ -206,7 +206,8 @@ class Stage:
         assert self._audit_log is not None, "needs a cluster of ours"
         with self._audit_log.open() as log:
             log.seek(self._audit_from)
-            events = [json.loads(line) for line in log if self.namespace in line]
+            # One that is being written ends without a line feed.
+            events = [json.loads(line) for line in log if self.namespace in line and line.endswith("\n")]
         return [event for event in events if (event.get("objectRef") or {}).get("namespace") == self.namespace]
 
     def writes(self) -> list[str]:

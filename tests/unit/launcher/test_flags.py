@@ -16,6 +16,8 @@ from enginehouse_engine.flags import Options, _parser, parse
 
 CONTRACT = Path(__file__).parents[3] / "docs/wire-protocol.md"
 
+MEMBERS = ("--executor", "Simulated", "--data-parallel", "2", "--tensor-parallel", "2")
+
 
 def test_absent_flags_mean_what_the_contract_says() -> None:
     options = parse(["--model", "/models/tiny.gguf"])
@@ -95,6 +97,13 @@ def test_what_ranks_pretend_to_weigh_may_be_said_for_each() -> None:
         (["--model", "m", "--simulated-weights", "0=1"], "is for --executor Simulated, not"),
         (["--executor", "Simulated", "--simulated-weights", "1=9"], "names rank 1, but --data-parallel 1 has ranks 0 to 0"),
         (["--executor", "Simulated", "--simulated-weights", "0"], "'0' is not RANK=BYTES"),
+        (["--model", "m", "--members", "2"], "--members 2 with --executor Multiprocess: only Simulated spans several pods"),
+        (
+            [*MEMBERS, "--members", "2", "--leader", "l", "--workers-per-member", "1"],
+            "--members 2 x --workers-per-member 1 must be the 4 workers of data 2 x tensor 2 x pipeline 1",
+        ),
+        ([*MEMBERS, "--members", "2", "--leader", "l", "--member", "2"], "--members 2 wants --member 0 to 1 and --leader HOST"),
+        ([*MEMBERS, "--members", "2"], "--members 2 wants --member 0 to 1 and --leader HOST"),
         (["--model", "m", "--api-server", "2"], "unrecognized arguments: --api-server"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -109,7 +118,6 @@ def test_wrong_flags_are_named(argv: list[str], said: str) -> None:
     [
         (["--model", "/no/such/model"], "ModelNotFound: /no/such/model"),
         (["--model", "ftp://x"], "ModelNotFound: ftp://x: unknown scheme"),
-        (["--executor", "Simulated", "--members", "2"], "InvalidConfig: a replica of 2 members was asked for"),
         (["--executor", "Simulated", "--memory-limit-bytes", "1000"], "InvalidConfig: 0 MiB at 90 % leave 0 MiB"),
         ([], "InvalidConfig: --model is missing"),
         (["--executor", "Simulated", "--host", "a" * 70], f"InvalidConfig: --host {'a' * 70} is no address of this machine"),

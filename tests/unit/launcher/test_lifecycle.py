@@ -7,13 +7,13 @@ import pytest
 from engine_story import CLEAN, KILLED, Story, asked, killed, message_of, ready, reported, started, told
 from enginehouse_engine.launcher import messages, termination
 from enginehouse_engine.launcher.actions import FetchModel, Send
-from enginehouse_engine.launcher.lifecycle import (
+from enginehouse_engine.launcher.phase import (
     DRAIN_MARGIN_SECONDS,
     SETTLE_SECONDS,
     STOP_AFTER_DEATH_SECONDS,
     STOP_SECONDS,
+    Phase,
 )
-from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 from enginehouse_engine.launcher.termination import Cause, Exit
 
@@ -135,6 +135,18 @@ def test_a_rank_that_no_server_knows_yet_is_missing_although_the_servers_are_rea
     story.life.clock(100.0)
     assert story.life.cause is not None
     assert story.life.cause.message.endswith("waiting for: engine core of rank 1 (pid 102, stage registered)")
+
+
+def test_an_api_server_that_does_not_meet_a_rank_is_named() -> None:
+    story = Story(servers=2, ranks=2)
+    story.start()
+    story.register()
+    story.life.said(story.cores[1], messages.Stage(stage="handshake"))
+    for server, ranks in zip(story.servers, ((0, 1), (0,)), strict=True):
+        story.life.said(server, ready(*ranks))
+    story.life.clock(100.0)
+    assert story.life.cause is not None
+    assert story.life.cause.message.endswith("engine core of rank 1 (pid 103, stage handshake); API server 1 to meet it")
 
 
 def test_an_orderly_end_drains_then_stops_and_has_no_cause() -> None:

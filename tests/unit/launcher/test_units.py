@@ -6,8 +6,7 @@ import pytest
 
 from engine_story import CLEAN, KILLED, Story, asked, killed, message_of, ready, reported, started, told
 from enginehouse_engine.launcher import messages, termination
-from enginehouse_engine.launcher.lifecycle import REAP_SECONDS, STOP_SECONDS
-from enginehouse_engine.launcher.phase import Phase
+from enginehouse_engine.launcher.phase import REAP_SECONDS, STOP_SECONDS, Phase
 from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import RESTART_PAUSE_SECONDS

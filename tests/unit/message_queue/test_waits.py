@@ -7,11 +7,11 @@ import os
 import random
 import select
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from enginehouse_engine.message_queue import Reader, Writer
+from enginehouse_engine.message_queue import Reader, Writer, open_remote_reader
 from enginehouse_engine.message_queue import ring_layout as layout
 from enginehouse_engine.message_queue.errors import (
     MessageTooLarge,
@@ -55,6 +55,28 @@ def test_a_deadline_without_news_ends_one_call_and_not_the_reader(make_writer, a
             reader.receive(deadline_seconds=0.01)
         writer.send([str(number).encode()], deadline_seconds=1)
         assert reader.receive(deadline_seconds=PATIENCE_SECONDS).frames == [str(number).encode()]
+
+
+def test_a_reader_of_another_node_that_knocks_while_one_is_let_in_is_not_forgotten(make_writer, monkeypatch) -> None:
+    writer = make_writer("a", "b")
+    opening: list[Future[Reader]] = []
+    let_in = writer._remote.welcome
+
+    def knock(reader: str) -> None:
+        opening.append(pool.submit(open_remote_reader, writer.address, reader=reader, generation=1, deadline_seconds=10))
+
+    def let_in_late(*arguments: object) -> None:
+        if len(opening) == 1:
+            knock("b")
+            time.sleep(0.2)  # ZMQ tells of a message once: nobody could look whether it is there without taking the news.
+        let_in(*arguments)
+
+    monkeypatch.setattr(writer._remote, "welcome", let_in_late)
+    with ThreadPoolExecutor(2) as pool:
+        knock("a")
+        writer.wait_until_ready(deadline_seconds=PATIENCE_SECONDS)
+        for each in opening:
+            each.result(PATIENCE_SECONDS).close()
 
 
 def test_an_idle_reader_sleeps(make_writer, attach, remote) -> None:
