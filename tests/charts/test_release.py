@@ -38,7 +38,7 @@ def test_engines_outlive_the_release_unless_told_otherwise(fresh: cluster.Cluste
     notes = install()
     assert "kubectl get ie,ier" in notes
     assert "Uninstalling leaves the CRDs and every engine" in notes
-    fresh.kubectl("wait", "--for=condition=Established", "crd/inferenceengines.enginehouse.dev", "--timeout=30s")
+    fresh.kubectl("wait", "--for=condition=Established", "crd/inferenceengines.enginehouse.dev", "--timeout=120s")
     fresh.kubectl("apply", "-f", str(ROOT / "examples" / "minimal.yaml"))
 
     install("--set", "replicas=0", "--set", "watchNamespace=default")
@@ -51,5 +51,5 @@ def test_engines_outlive_the_release_unless_told_otherwise(fresh: cluster.Cluste
     assert "WARNING: crds.keep is false" in install("--set", "crds.keep=false")
     assert fresh.kubectl("get", "ie", "-o", "name") == "inferenceengine.enginehouse.dev/minimal\n"
     helm("uninstall", "enginehouse")
-    fresh.kubectl("wait", "--for=delete", "crd/inferenceengines.enginehouse.dev", "--timeout=30s")
+    fresh.kubectl("wait", "--for=delete", "crd/inferenceengines.enginehouse.dev", "--timeout=120s")
     assert "enginehouse.dev" not in fresh.kubectl("get", "crd", "-o", "name")
