@@ -51,5 +51,6 @@ def test_engines_outlive_the_release_unless_told_otherwise(fresh: cluster.Cluste
     assert "WARNING: crds.keep is false" in install("--set", "crds.keep=false")
     assert fresh.kubectl("get", "ie", "-o", "name") == "inferenceengine.enginehouse.dev/minimal\n"
     helm("uninstall", "enginehouse")
-    fresh.kubectl("wait", "--for=delete", "crd/inferenceengines.enginehouse.dev", "--timeout=120s")
+    for kind in ("inferenceengines", "enginereplicas"):
+        fresh.kubectl("wait", "--for=delete", f"crd/{kind}.enginehouse.dev", "--timeout=120s")
     assert "enginehouse.dev" not in fresh.kubectl("get", "crd", "-o", "name")
