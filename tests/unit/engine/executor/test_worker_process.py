@@ -19,8 +19,9 @@ from rank_processes import PATIENCE_SECONDS, Rank, watched
 PARENT = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
 
 
-def be_the_core(rank: Rank) -> None:
+def be_the_core(rank: Rank, stack: contextlib.ExitStack) -> None:
     executor = MultiprocessExecutor(rank.config, rank=0, incarnation=1, rendezvous=rank)
+    stack.callback(executor.shutdown)
     executor.determine_available_memory()
     executor.initialize_kv_cache(10)
     one = np.ones(1, np.int32)
@@ -46,7 +47,7 @@ def test_the_end_reaches_a_worker_that(phase: str, end: str, make_rank, small_mo
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         stack.callback(parent.wait)
         stack.callback(parent.kill)
-        core = None if phase in ("imports", "waits for peers") else pool.submit(be_the_core, rank)
+        core = None if phase in ("imports", "waits for peers") else pool.submit(be_the_core, rank, stack)
         if phase == "waits for peers":
             rank.said("worker", 0, "published")
         else:
