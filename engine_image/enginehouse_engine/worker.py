@@ -168,8 +168,7 @@ class Worker:
         batch = config.max_batch
         lengths = [min(longest, max(1, _GATHER_TOKENS // batch))] * batch
         self._compute(_dummy_step(config, [1] * batch, lengths, choosing=batch), attention, _PROFILE_DEPTH)
-        # Less than nothing is measured where memory that was in use before the load went back to the kernel meanwhile.
-        return max(0, _peak_bytes(self._device) - self._resident_before)
+        return _peak_bytes(self._device) - self._resident_before
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

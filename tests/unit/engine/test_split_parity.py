@@ -152,11 +152,18 @@ def test_a_worker_that_dies_in_a_step_is_noticed_by_the_others_at_once(
         processes.close()
 
 
-def test_each_worker_says_what_its_own_share_needs(small_models: dict[str, Path], processes: WorkerProcesses) -> None:
-    """Three layers of two key heads of 16 in float32, blocks of 16 tokens."""
+def test_each_worker_says_what_its_own_share_needs(small_models: dict[str, Path]) -> None:
+    """Three layers of two key heads of 16 in float32, blocks of 16 tokens.
+
+    In fresh processes, as workers are: one that held a model before may return its memory while the next is measured.
+    """
     a_layer_of_one_head = 2 * 16 * 16 * 4
-    rank = processes.rank(config(small_models["llama"], tensor=2, pipeline=2))
-    profiles = rank.determine_available_memory()
+    processes = WorkerProcesses(4)
+    try:
+        rank = processes.rank(config(small_models["llama"], tensor=2, pipeline=2))
+        profiles = rank.determine_available_memory()
+    finally:
+        processes.close()
     assert [profile.block_bytes for profile in profiles] == [2 * a_layer_of_one_head] * 2 + [a_layer_of_one_head] * 2
     assert {profile.vocabulary_size for profile in profiles} == {320}
-    assert all(0 < profile.available_bytes <= 1 << 30 for profile in profiles)
+    assert all(0 < profile.available_bytes < 1 << 30 for profile in profiles)
