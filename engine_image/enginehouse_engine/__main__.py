@@ -7,7 +7,7 @@ import sys
 
 from enginehouse_engine import flags
 from enginehouse_engine.config import ConfigError
-from enginehouse_engine.launcher.launch import end, launch
+from enginehouse_engine.launcher.main import end, launch
 from enginehouse_engine.launcher.termination import INVALID_CONFIG, Cause
 
 

@@ -54,7 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """As the user wrote it, for messages."""
     served_model_name: str
     executor: str
-    """``InProcess``, ``Multiprocess`` or ``Simulated``."""
+    """``InProcess``, ``Multiprocess``, ``Ray`` or ``Simulated``."""
     parallel: ParallelConfig = ParallelConfig()
     members: MembersConfig = MembersConfig()
     api_servers: int = 1
@@ -75,6 +75,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     startup_timeout_seconds: float = 1800.0
     drain_timeout_seconds: float = 60.0
     api_key_file: str | None = None
+    tls_certificate_file: str | None = None
+    """With its key: HTTPS. Absent = HTTP."""
+    tls_key_file: str | None = None
     simulated_weight_bytes: dict[int, int] = {}
     """With executor Simulated: what the model of a rank pretends to weigh, so that ranks fit different lengths."""
 
@@ -83,17 +86,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Positions in the model that one rank is made of."""
         return self.parallel.tensor * self.parallel.pipeline
 
+    def spans_members(self, rank: int) -> bool:
+        """Has the rank workers in more than one member?"""
+        last = self.workers_per_rank - 1
+        return self.member_of(rank=rank, index=0) != self.member_of(rank=rank, index=last)
+
     def member_of(self, *, rank: int, index: int) -> int:
         """Number of the member that a worker lives in."""
         return self.members.of(rank * self.workers_per_rank + index)
 
     def hash(self) -> str:
-        """Of what every process must agree on: model, dtype, parallel shape, block size, limits."""
+        """Of what every process must agree on: model, dtype, shape of a rank, block size, limits. Not how many ranks there are."""
         agreed = (
             self.model_uri,
             self.dtype,
             self.executor,
-            self.parallel,
+            self.parallel.tensor,
+            self.parallel.pipeline,
             self.block_size,
             self.max_context_length,
             self.replica_uid,

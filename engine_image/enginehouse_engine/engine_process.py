@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -28,6 +29,15 @@ EXIT_HOPELESS: Final = 78
 
 _HOPELESS: Final = frozenset({"InvalidConfig", "ModelNotFound", "ContextTooSmall"})
 _REGISTER_SECONDS: Final = 30.0
+
+# torch's own classes are told by their names, and its libraries' errors by their text, to leave torch out of processes that do
+# without it.
+_OUT_OF_MEMORY_TYPES: Final = frozenset({"MemoryError", "OutOfMemoryError"})
+_DEVICE_ERROR_TYPES: Final = frozenset({"AcceleratorError", "DistBackendError"})
+_DEVICE_ERROR: Final = re.compile(r"\b(CUDA|HIP|XPU|cuDNN|MIOpen|NCCL|RCCL) [Ee]rror\b|\bCUBLAS_STATUS_|\bHIPBLAS_STATUS_")
+_OUT_OF_DEVICE_MEMORY: Final = re.compile(r"out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_PEER_IS_GONE: Final = re.compile(r"ncclRemoteError|remote peer|remote process")
+"""NCCL's words for another process's death: no accelerator is to blame."""
 
 
 class Stopped(Exception):
@@ -52,6 +62,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     arguments.add_argument("--launcher-socket", required=True)
     arguments.add_argument("--config", required=True)
     arguments.add_argument("--incarnation", type=int, default=1)
+    arguments.add_argument("--drill", action="append", default=[], help="as of the launcher; its role is this process's")
     return arguments
 
 
@@ -84,6 +95,10 @@ def run(
     except RegistrationError as error:
         logger.error("%s", error)
         return EXIT_FAILED
+    if arguments.drill:
+        from enginehouse_engine.drilled_registration import DrilledRegistration
+
+        registration = DrilledRegistration(registration, arguments.drill)
     try:
         serve(registration)
     except Stopped:
@@ -102,10 +117,19 @@ def run(
 
 def failure_of(error: Exception) -> Failure:
     """Its class is the exception's own word (``failure_class``) where it has one. No traceback where only people can help."""
-    # torch's own class is told by its name, to leave torch out of processes that do without it.
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    kind = getattr(error, "failure_class", "OutOfMemory" if out_of_memory else "Exception")
+    kind = getattr(error, "failure_class", None) or _kind_of(error)
     return Failure(kind, str(error) if kind in _HOPELESS else "".join(traceback.format_exception(error)))
+
+
+def _kind_of(error: Exception) -> str:
+    names, text = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    if names & _OUT_OF_MEMORY_TYPES:
+        return "OutOfMemory"
+    if not names & _DEVICE_ERROR_TYPES and not _DEVICE_ERROR.search(text):
+        return "Exception"
+    if _OUT_OF_DEVICE_MEMORY.search(text):
+        return "OutOfMemory"
+    return "Exception" if _PEER_IS_GONE.search(text) else "DeviceError"
 
 
 def _tell(registration: Registration, failure: Failure) -> None:

@@ -13,11 +13,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
+from enginehouse_engine import drill
 from enginehouse_engine.config import ConfigError, ParallelConfig
+from enginehouse_engine.drill import Drill
 
-EXECUTORS = ("InProcess", "Multiprocess", "Simulated")
+EXECUTORS = ("InProcess", "Multiprocess", "Ray", "Simulated")
+RAY_STRATEGIES = ("Pack", "Spread")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _LONGEST_SECONDS = 24 * 3600
@@ -43,7 +46,11 @@ class Options:
     min_context_length: int
     startup_timeout_seconds: float
     drain_timeout_seconds: float
+    hang_stall_seconds: int
     api_key_file: Path | None
+    tls_certificate_file: Path | None
+    """There with its key, or both absent."""
+    tls_key_file: Path | None
     monitor_socket: Path | None
     replica_uid: str
     members: int
@@ -52,8 +59,13 @@ class Options:
     leader: str
     dtype: str
     model_cache_dir: Path | None
+    engine_name: str
+    """Empty = the replica's identity."""
+    ray_strategy: Literal["Pack", "Spread"]
+    ray_token_file: Path | None
     simulated_weights: tuple[tuple[int, int], ...]
     """Rank and bytes."""
+    drills: tuple[Drill, ...]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +78,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     argv = sys.argv[1:] if argv is None else argv
     if foreign := [text for text in argv if not _is_text(text)]:
         raise ConfigError(f"{foreign[0]!r} is no UTF-8 text: rename what it names")
-    given = _parser().parse_args(argv)
+    given = parser().parse_args(argv)
     if not given.model and given.executor != "Simulated":
         raise ConfigError("--model is missing: give a GGUF file, a Hugging Face folder or hf://org/name")
     if given.max_context_length is not None and given.max_context_length < given.min_context_length:
@@ -74,7 +86,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             f"--max-context-length {given.max_context_length} is below"
             f" --min-context-length {given.min_context_length}: no fit can be both"
         )
+    if (given.tls_certificate_file is None) != (given.tls_key_file is None):
+        raise ConfigError("--tls-certificate-file and --tls-key-file belong together: give both, or none for plain HTTP")
     _check_members(given)
+    _check_ray(given)
     return Options(
         model=given.model,
         revision=given.revision,
@@ -90,7 +105,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         min_context_length=given.min_context_length,
         startup_timeout_seconds=given.startup_timeout_seconds,
         drain_timeout_seconds=given.drain_timeout_seconds,
+        hang_stall_seconds=given.hang_stall_seconds,
         api_key_file=given.api_key_file,
+        tls_certificate_file=given.tls_certificate_file,
+        tls_key_file=given.tls_key_file,
         monitor_socket=given.monitor_socket,
         replica_uid=given.replica_uid or str(uuid.uuid4()),
         members=given.members,
@@ -99,16 +117,20 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         leader=given.leader,
         dtype=given.dtype,
         model_cache_dir=given.model_cache_dir,
+        engine_name=given.engine_name,
+        ray_strategy=given.ray_strategy or "Pack",
+        ray_token_file=given.ray_token_file,
         simulated_weights=_simulated_weights(given.simulated_weights, executor=given.executor, ranks=given.data_parallel),
+        drills=_drills(given.drill, executor=given.executor, members=given.members),
     )
 
 
 def _check_members(given: argparse.Namespace) -> None:
     if given.members == 1:
         return
-    if given.executor != "Simulated":
+    if given.executor not in ("Ray", "Simulated"):
         raise ConfigError(
-            f"--members {given.members} with --executor {given.executor}: only Simulated spans several pods; leave"
+            f"--members {given.members} with --executor {given.executor}: only Ray and Simulated span several pods; leave"
             " parallelism.workersPerMember out"
         )
     if given.member >= given.members or not given.leader:
@@ -121,6 +143,24 @@ def _check_members(given: argparse.Namespace) -> None:
         )
 
 
+def _check_ray(given: argparse.Namespace) -> None:
+    if given.executor != "Ray":
+        for flag in ("ray_strategy", "ray_token_file"):
+            if getattr(given, flag) is not None:
+                raise ConfigError(f"--{flag.replace('_', '-')} is for --executor Ray, not {given.executor}")
+        return
+    if given.leader and given.ray_token_file is None:
+        raise ConfigError(
+            f"--executor Ray with --leader {given.leader} wants --ray-token-file: Ray does for everybody what it is asked"
+        )
+    # Then it is known in which member a worker will live before it is placed.
+    each, of_rank = given.workers_per_member, given.tensor_parallel * given.pipeline_parallel
+    if each is not None and of_rank % each and each % of_rank:
+        raise ConfigError(
+            f"--workers-per-member {each} must divide the {of_rank} workers of a rank (tensor x pipeline), or be a multiple of them"
+        )
+
+
 def _simulated_weights(given: list[tuple[int, int]], *, executor: str, ranks: int) -> tuple[tuple[int, int], ...]:
     if given and executor != "Simulated":
         raise ConfigError(f"--simulated-weights is for --executor Simulated, not {executor}: real weights weigh what they weigh")
@@ -129,20 +169,29 @@ def _simulated_weights(given: list[tuple[int, int]], *, executor: str, ranks: in
     return tuple(given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _drills(given: list[Drill], *, executor: str, members: int) -> tuple[Drill, ...]:
+    if given and executor != "Simulated":
+        raise ConfigError(f"--drill is for --executor Simulated, not {executor}: nobody breaks a real engine by a flag")
+    if members == 1 and (foreign := [found for found in given if found.role == "worker"]):
+        raise ConfigError(f"--drill {foreign[0]}: executor Simulated has workers only where a replica has several members")
+    return tuple(given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag with its meaning, also for ``docs/reference/settings.md``."""
+    found = _Parser(
         prog="enginehouse-engine",
         description="Serve a language model with the OpenAI API on this machine: API server and engine core, supervised.",
         epilog="Exit codes: 0 orderly stop; 78 trying again cannot help; 128 + n a process died of signal n, else 1.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    _add_model(parser.add_argument_group("model"))
-    _add_shape(parser.add_argument_group("processes"))
-    _add_memory(parser.add_argument_group("memory and context"))
-    _add_serving(parser.add_argument_group("serving"))
-    _add_pod(parser.add_argument_group("set by the operator"))
-    return parser
+    _add_model(found.add_argument_group("model"))
+    _add_shape(found.add_argument_group("processes"))
+    _add_memory(found.add_argument_group("memory and context"))
+    _add_serving(found.add_argument_group("serving"))
+    _add_pod(found.add_argument_group("set by the operator"))
+    return found
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -172,6 +221,7 @@ def _add_shape(group: argparse._ArgumentGroup) -> None:
         choices=EXECUTORS,
         default="Multiprocess",
         help="Multiprocess: a process for each accelerator of a rank, or for the CPU; InProcess: one, in the engine core itself;"
+        " Ray: the same as actors of a Ray cluster, which is started with the engine, for ranks that outgrow a pod;"
         " Simulated: no model, made-up tokens, for drills and tests",
     )
     group.add_argument(
@@ -186,6 +236,15 @@ def _add_shape(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--pipeline-parallel", metavar="N", type=_at_least(1), default=1, help="groups of layers a rank is cut into")
     group.add_argument("--api-servers", metavar="N", type=_at_least(1), default=1, help="API server processes")
+    group.add_argument(
+        "--drill",
+        metavar="ROLE:PHASE:FAULT",
+        type=_drill,
+        action="append",
+        default=[],
+        help=f"with --executor Simulated: what goes wrong in the first processes of a role ({', '.join(drill.ROLES)}), in phase"
+        f" {', '.join(drill.PHASES)}: {', '.join(drill.FAULTS)}; may be repeated, for drills",
+    )
 
 
 def _add_memory(group: argparse._ArgumentGroup) -> None:
@@ -221,6 +280,13 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _drill(text: str) -> Drill:
+    try:
+        return drill.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _rank_and_bytes(text: str) -> tuple[int, int]:
     rank, separator, size = text.partition("=")
     if not (separator and rank.isdecimal() and size.isdecimal()):
@@ -240,6 +306,13 @@ def _add_serving(group: argparse._ArgumentGroup) -> None:
         help="clients must send this file's content as bearer token (default: no token)",
     )
     group.add_argument(
+        "--tls-certificate-file",
+        metavar="FILE",
+        type=_path,
+        help="certificate chain (PEM): serve HTTPS; read again when it changes (default: HTTP)",
+    )
+    group.add_argument("--tls-key-file", metavar="FILE", type=_path, help="its private key (PEM)")
+    group.add_argument(
         "--startup-timeout-seconds", metavar="S", type=_seconds, default=1800.0, help="from start to ready, download included"
     )
     group.add_argument(
@@ -248,6 +321,13 @@ def _add_serving(group: argparse._ArgumentGroup) -> None:
         type=_seconds,
         default=60.0,
         help="requests under way are finished for so long after SIGTERM or Ctrl-C; a second one cuts them",
+    )
+    group.add_argument(
+        "--hang-stall-seconds",
+        metavar="N",
+        type=_between(1, _LONGEST_SECONDS),
+        default=120,
+        help="a process that does not answer its launcher, or is stopped, for so long is killed; longer than any step takes",
     )
 
 
@@ -263,6 +343,14 @@ def _add_pod(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--member", metavar="K", type=_between(0, 63), default=0, help="number of this pod; 0 is the leader")
     group.add_argument("--workers-per-member", metavar="W", type=_at_least(1), help="workers in each pod (default: all in one)")
     group.add_argument("--leader", metavar="HOST", default="", help="host name of the leader, whose launcher listens on port 7411")
+    group.add_argument("--engine-name", metavar="NAME", default="", help="what Ray's actors are named after (default: the replica)")
+    group.add_argument("--ray-strategy", choices=RAY_STRATEGIES, help="how a rank's workers are placed in its pods (default: Pack)")
+    group.add_argument(
+        "--ray-token-file",
+        metavar="FILE",
+        type=_path,
+        help="token by which Ray's processes know each other (default: made up)",
+    )
 
 
 def _is_text(argument: str) -> bool:

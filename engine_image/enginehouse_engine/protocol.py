@@ -14,6 +14,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from enginehouse_engine.decode_errors import DECODE_ERRORS
+
 PROTOCOL_VERSION: Final = 1
 TOKEN_BYTES: Final = 4
 """Of a token id in a prompt, and of a log probability."""
@@ -227,5 +229,5 @@ def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[_Message]) -> 
         raise ProtocolError(f"a message is exactly one frame, found {len(frames)}")
     try:
         return decoder.decode(frames[0])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # broken UTF-8 is no MsgspecError
+    except DECODE_ERRORS as error:
         raise ProtocolError(f"undecodable message of {len(frames[0])} bytes: {error}") from error

@@ -45,11 +45,11 @@ _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 class Worker:
     """One model on one device."""
 
-    def __init__(self, config: EngineConfig, *, rank: int, parallel: Parallel = SOLO) -> None:
-        """Load this position's share. ``parallel``: the connections to the rank's other workers."""
+    def __init__(self, config: EngineConfig, *, rank: int, parallel: Parallel = SOLO, device: torch.device | None = None) -> None:
+        """Load this position's share. ``parallel``: to the rank's other workers; ``device``: one that was chosen for it."""
         self._config = config
         self._parallel = parallel
-        self._device = device_of(rank, parallel.position)
+        self._device = device or device_of(rank, parallel.position)
         if self._device.type == "cuda":
             # Libraries that are not told a device take the current one, and memory on it.
             torch.cuda.set_device(self._device)
@@ -185,12 +185,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32
 
 
-def device_of(rank: int, position: Position) -> torch.device:
-    """The accelerator of a rank's worker, or the CPU where there is none. Raises ConfigError."""
+def device_of(rank: int, position: Position, *, number: int | None = None) -> torch.device:
+    """The accelerator of a rank's worker, or the CPU where there is none; ``number`` = it was chosen. Raises ConfigError."""
     count = torch.cuda.device_count()
     if count == 0:
         return torch.device("cpu")
-    number = rank * position.workers + position.index
+    if number is None:
+        number = rank * position.workers + position.index
     if number >= count:
         raise ConfigError(
             f"worker {position.index} of rank {rank} needs an accelerator of its own, number {number} from 0, this container "

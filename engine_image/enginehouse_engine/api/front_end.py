@@ -41,7 +41,7 @@ _BURST: Final = 128
 
 
 class FrontEnd:
-    """``on_change`` is called after each rank that came into service or left it."""
+    """``on_change`` is called after each rank that came into service or left it, or has nothing to do any more before it leaves."""
 
     def __init__(self, config: EngineConfig, *, index: int, directory: Path, on_change: Callable[[], None]) -> None:
         """Binds in ``directory``, which only this user may enter; the event loop must be running."""
@@ -91,6 +91,7 @@ class FrontEnd:
                 by_rank.setdefault(rank.identity, (rank, []))[1].append(request_id)
         for rank, ids in by_rank.values():
             self._send(rank, Abort(tuple(ids)))
+            self._done(rank)
 
     def told(self, states: Sequence[RankState]) -> None:
         """The launcher's word on all ranks: the requests of an incarnation that is over fail now."""
@@ -207,3 +208,9 @@ class FrontEnd:
                 del self._sequences[output.request_id]
                 rank.in_flight.discard(output.request_id)
             answer.push(index, output)
+        self._done(rank)
+
+    def _done(self, rank: Rank) -> None:
+        """Sequences of it have ended: were they the last that it was to end?"""
+        if not rank.in_flight and self.ranks.is_leaving(rank):
+            self._on_change()

@@ -58,13 +58,19 @@ class Metrics:
         )
         self.generation_tokens = self._counter("enginehouse_generation_tokens", "Tokens generated").labels(self._server)
         self.first_token = self._histogram(
-            "enginehouse_time_to_first_token_seconds", "From the arrival of a request to an answer's first token", _FIRST_TOKEN
+            "enginehouse_time_to_first_token_seconds",
+            "From the arrival of a request to an answer's first token, in seconds",
+            _FIRST_TOKEN,
         )
         self.between_tokens = self._histogram(
-            "enginehouse_inter_token_latency_seconds", "Between a token of an answer and the one before", _BETWEEN_TOKENS
+            "enginehouse_inter_token_latency_seconds",
+            "Between a token of an answer and the one before, in seconds",
+            _BETWEEN_TOKENS,
         )
         self.whole = self._histogram(
-            "enginehouse_request_duration_seconds", "From the arrival of a request to the end of its last answer", _WHOLE
+            "enginehouse_request_duration_seconds",
+            "From the arrival of a request to the end of its last answer, in seconds",
+            _WHOLE,
         )
         self._responses = self._counter("enginehouse_http_responses", "HTTP responses by path and status", "path", "status")
         self._registry.register(_RankFigures(ranks))
@@ -117,8 +123,8 @@ class _RankFigures(Collector):
             "enginehouse_preemptions": ("Sequences set back to make room for others", "preemptions"),
             "enginehouse_prefix_cache_hit_tokens": ("Tokens of prompts whose keys and values were reused", "cached_tokens"),
             "enginehouse_engine_steps": ("Steps computed", "steps"),
-            "enginehouse_engine_model_seconds": ("Time in which the model computed", "model_seconds"),
-            "enginehouse_engine_outside_model_seconds": ("Time between steps while there was work", "outside_model_seconds"),
+            "enginehouse_engine_model_seconds": ("Seconds in which the model computed", "model_seconds"),
+            "enginehouse_engine_outside_model_seconds": ("Seconds between steps while there was work", "outside_model_seconds"),
         }
         for name, (text, field) in counters.items():
             family = CounterMetricFamily(name, text, labels=["rank"])

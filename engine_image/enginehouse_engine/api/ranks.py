@@ -19,7 +19,9 @@ from enginehouse_engine.protocol import PROTOCOL_VERSION, Hello, StepStats
 WAITING_BATCHES: Final = 4
 """For each sequence that a rank can run at once so many may wait: who comes last waits for about so many answers."""
 
-_RESTARTING: Final = "Restarting"
+_STARTING: Final = "Starting"
+_SERVING: Final = "Serving"
+_DRAINING: Final = "Draining"
 _DEAD: Final = "Dead"
 
 
@@ -31,9 +33,9 @@ class RankState(msgspec.Struct, frozen=True):
     state: str
 
     @property
-    def is_awaited(self) -> bool:
-        """It serves, or it starts together with the engine."""
-        return self.state not in (_RESTARTING, _DEAD)
+    def is_present(self) -> bool:
+        """This incarnation is not over, nor yet to come."""
+        return self.state in (_STARTING, _SERVING, _DRAINING)
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Ranks:
         self._config = config
         self._hash = config.hash()
         self._ranks: dict[int, Rank] = {}
-        self._told: dict[int, RankState] = {}
+        self._told = {rank: RankState(rank, 0, _STARTING) for rank in range(config.parallel.data)}
+        """The launcher's last word; before its first one, the ranks that the engine begins with."""
         self._newest: dict[int, int] = {}
         """The last incarnation that said hello."""
         self._first: dict[int, int] = {}
@@ -92,6 +95,11 @@ class Ranks:
         return len(self._ranks)
 
     @property
+    def taking(self) -> list[Rank]:
+        """Those in service that get requests: not those that are about to leave the engine."""
+        return [rank for rank in self if not self.is_leaving(rank)]
+
+    @property
     def max_context_length(self) -> int | None:
         """Tokens of prompt and answer together that every rank accepts; None before the first."""
         return self._limit
@@ -99,30 +107,45 @@ class Ranks:
     @property
     def are_full(self) -> bool:
         """No rank in service takes more."""
-        return bool(self._ranks) and all(rank.is_full() for rank in self._ranks.values())
+        ranks = self.taking
+        return bool(ranks) and all(rank.is_full() for rank in ranks)
 
     def missing(self) -> list[int]:
-        """Ranks that are not in service and have not been given up."""
-        return [rank for rank in range(self._config.parallel.data) if rank not in self._ranks and self._is_awaited(rank)]
+        """Ranks that serve and are not known here; while the engine starts, those that start with it."""
+        states = {told.state for told in self._told.values()}
+        awaited = _SERVING if _SERVING in states else _STARTING
+        return [rank for rank, told in sorted(self._told.items()) if rank not in self._ranks and told.state == awaited]
 
     def outage(self) -> str:
-        """What became of those that are not in service."""
-        ranks = [rank for rank in range(self._config.parallel.data) if rank not in self._ranks]
-        return ", ".join(f"rank {rank} is {self._told[rank].state if rank in self._told else 'gone'}" for rank in ranks)
+        """What became of those that get no requests."""
+        taking = {rank.hello.rank for rank in self.taking}
+        gone = [told for rank, told in sorted(self._told.items()) if rank not in taking]
+        return ", ".join(f"rank {told.rank} is {told.state if told.incarnation else 'gone'}" for told in gone)
+
+    def is_leaving(self, rank: Rank) -> bool:
+        """The launcher is about to end it, as soon as it has nothing to do."""
+        told = self._told.get(rank.hello.rank)
+        return told is not None and told.state == _DRAINING
+
+    def drained(self) -> set[tuple[int, int]]:
+        """Rank and incarnation of those that are about to leave, and have nothing to do for this API server any more."""
+        leaving = {(told.rank, told.incarnation) for told in self._told.values() if told.state == _DRAINING}
+        return leaving - {(rank.hello.rank, rank.hello.incarnation) for rank in self if rank.in_flight}
 
     def by_identity(self, identity: bytes) -> Rank | None:
         """The rank in service behind a socket."""
         return next((rank for rank in self._ranks.values() if rank.identity == identity), None)
 
     def told(self, states: Iterable[RankState]) -> list[Rank]:
-        """The launcher's whole list; those in service whose incarnation is over."""
-        for now in states:
-            before = self._told.get(now.rank)
+        """The launcher's whole list; those in service whose incarnation is over. A rank that is not in it has left."""
+        before, self._told = self._told, {now.rank: now for now in states}
+        for left in before.keys() - self._told.keys():
+            self._begin(left, before[left].incarnation + 1)
+        for rank, now in self._told.items():
+            was = before.get(rank)
             # A rank's incarnation is called restarting both when it has died and when it is the one that comes.
-            has_died = before is not None and before.incarnation == now.incarnation and before.is_awaited and not now.is_awaited
-            first = now.incarnation + (has_died or now.state == _DEAD)
-            self._first[now.rank] = max(first, self._first.get(now.rank, 0))
-            self._told[now.rank] = now
+            has_died = was is not None and was.incarnation == now.incarnation and was.is_present and not now.is_present
+            self._begin(rank, now.incarnation + (has_died or now.state == _DEAD))
         return [rank for rank in self if rank.hello.incarnation < self._first.get(rank.hello.rank, 0)]
 
     def is_over(self, identity: bytes) -> bool:
@@ -138,8 +161,8 @@ class Ranks:
             return f"this API server belongs to replica {config.replica_uid}, the core to {hello.replica_uid}"
         if hello.config_hash != self._hash:
             return f"the core's configuration {hello.config_hash} is not this API server's {self._hash}: restart the replica"
-        if not 0 <= hello.rank < config.parallel.data:
-            return f"rank {hello.rank} is unknown: this replica has ranks 0 to {config.parallel.data - 1}"
+        if hello.rank < 0:
+            return f"ranks are numbered from 0, found {hello.rank}"
         if identity != f"{hello.rank}-{hello.incarnation}".encode():
             return f"the socket's identity {identity!r} does not say rank {hello.rank}, incarnation {hello.incarnation}"
         if min(hello.max_context_length, hello.kv_blocks, hello.block_size, hello.max_batch) < 1:
@@ -171,11 +194,11 @@ class Ranks:
             del self._ranks[rank.hello.rank]
 
     def choose(self, prompt: bytes) -> Rank | None:
-        """Who gets a sequence that begins with this packed prompt; None = nobody serves."""
-        ranks = list(self._ranks.values())
+        """Who gets a sequence that begins with this packed prompt; None = nobody takes any."""
+        ranks = self.taking
         if not ranks:
             return None
-        hashes = self._hashes(prompt) if self._config.parallel.data > 1 else []
+        hashes = self._hashes(prompt) if len(ranks) > 1 else []
         rank = ranks[
             balance.choose([balance.Candidate(rank.load(), rank.sent_blocks.held(hashes), rank.last_chosen) for rank in ranks])
         ]
@@ -191,5 +214,6 @@ class Ranks:
             self._hashed = prompt, balance.block_hashes(prompt, block_size=block_size)
         return self._hashed[1]
 
-    def _is_awaited(self, rank: int) -> bool:
-        return rank not in self._told or self._told[rank].is_awaited
+    def _begin(self, rank: int, first: int) -> None:
+        """What came before this incarnation is over."""
+        self._first[rank] = max(first, self._first.get(rank, 0))

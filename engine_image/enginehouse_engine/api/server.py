@@ -1,7 +1,7 @@
 """The routes of an API server, and what all of its responses have in common.
 
-Invariant: every response of status 400 or more has OpenAI's error shape, every response a request id. Probes and metrics need no
-key and work at any time. Does not generate (``endpoints.py``).
+Invariant: every response of status 400 or more has OpenAI's error shape, every response a request id; one that sends its client
+elsewhere ends its connection. Probes and metrics need no key and work at any time. Does not generate (``endpoints.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enginehouse_engine.api import errors
 from enginehouse_engine.api.endpoints import ChatCompletions, Completions, authorize
+from enginehouse_engine.api.http_protocol import CONNECTION
 from enginehouse_engine.api.metrics import CONTENT_TYPE
 from enginehouse_engine.api.schema import Model, ModelList
 from enginehouse_engine.api.service import Service
@@ -73,9 +75,12 @@ class _Envelope:
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                if self._service.draining:
+                # A client that keeps its connection would find the same server when it tries again.
+                if self._service.draining or message["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
                     headers.append((b"connection", b"close"))
                 self._service.metrics.responded(path, message["status"])
+            elif self._service.draining and not message.get("more_body", False):
+                scope["state"][CONNECTION].end_with_response()
             await send(message)
 
         await self._app(scope, receive, send_enveloped)

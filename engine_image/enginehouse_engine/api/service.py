@@ -93,7 +93,7 @@ class Service:
     def _why_nobody_serves(self) -> str:
         ranks = self.front_end.ranks
         if self.complete:
-            return "" if len(ranks) else f"no engine core serves: {ranks.outage()}"
+            return "" if ranks.taking else f"no engine core serves: {ranks.outage()}"
         missing = ", ".join(str(rank) for rank in ranks.missing())
         waiting = [
             *(["the tokenizer to load"] if self.text is None else []),

@@ -23,6 +23,7 @@ import uvloop
 
 from enginehouse_engine import config as configuration
 from enginehouse_engine.api import errors
+from enginehouse_engine.api.certificate import Certificate
 from enginehouse_engine.api.front_end import FrontEnd
 from enginehouse_engine.api.http_protocol import HttpProtocol
 from enginehouse_engine.api.metrics import Metrics
@@ -73,12 +74,13 @@ class _Serving:
         self._directory = directory
         self._metrics_directory = metrics_directory
         self._said_ready: dict[str, Any] = {}
+        self._said_drained: set[tuple[int, int]] = set()
         self._stop = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
     async def run(self, listener: socket.socket) -> None:
         """Until ``stop``."""
-        front_end = FrontEnd(self._config, index=self._index, directory=self._directory, on_change=self._say_ready)
+        front_end = FrontEnd(self._config, index=self._index, directory=self._directory, on_change=self._say_how_things_are)
         self._front_end = front_end
         self._service = Service(
             model_name=self._config.served_model_name,
@@ -86,6 +88,7 @@ class _Serving:
             metrics=Metrics(front_end.ranks, api_server=self._index, directory=self._metrics_directory),
             api_key=_api_key(self._config.api_key_file),
         )
+        certificate = _certificate(self._config)
         server = _Server(
             uvicorn.Config(
                 create_app(self._service),
@@ -97,8 +100,10 @@ class _Serving:
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=1,
+                ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
             )
         )
+        self._http = server.server_state
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._registration.send("bound", endpoint=front_end.endpoint)
         asyncio.get_running_loop().add_reader(self._registration.fileno(), self._obey)
@@ -109,7 +114,7 @@ class _Serving:
                 self._service.threads, _load_text, self._config.model_path
             )
             self._registration.stage("handshake")
-            self._say_ready()
+            self._say_how_things_are()
             await self._until_stopped(http)
             await self._end_requests(errors.unavailable("this engine is stopping; the request may be sent again", code="stopping"))
         finally:
@@ -126,10 +131,16 @@ class _Serving:
             await http
             raise RuntimeError("the HTTP server ended by itself")
 
+    def _say_how_things_are(self) -> None:
+        """What the launcher was not told yet."""
+        if self._service.complete:
+            self._say_ready()
+        for rank, incarnation in sorted(self._front_end.ranks.drained() - self._said_drained):
+            self._said_drained.add((rank, incarnation))
+            self._registration.send("rankDrained", rank=rank, incarnation=incarnation)
+
     def _say_ready(self) -> None:
         """From the moment when this server is complete, and again whenever a rank has come or gone."""
-        if not self._service.complete:
-            return
         hellos = sorted((rank.hello for rank in self._front_end.ranks), key=lambda hello: hello.rank)
         ranks = [
             {
@@ -163,6 +174,9 @@ class _Serving:
                 self._drain = asyncio.create_task(self._drained(timeout_seconds=timeout, settle_seconds=settle))
             case "ranks":
                 self._learn(message)
+            case "ping":
+                # On the event loop, which answers the clients: it goes round.
+                self._registration.send("pong")
             case "stop":
                 self._stop.set()
             case other:
@@ -178,14 +192,18 @@ class _Serving:
         if lowest is not None:
             self._front_end.ranks.lower_limit(lowest)
         self._front_end.told(states)
-        self._say_ready()
+        self._say_how_things_are()
 
     async def _drained(self, *, timeout_seconds: float, settle_seconds: float) -> None:
         """Go on accepting while clients learn of it, then refuse, finish what is under way, and say so."""
         deadline = time.monotonic() + timeout_seconds
         self._service.draining = True
+        kept = [connection for connection in self._http.connections if isinstance(connection, HttpProtocol)]
         await asyncio.sleep(min(settle_seconds, timeout_seconds))
         self._service.closed = True
+        # Whoever used its connection meanwhile has left it, these were idle all the time. A new one is about to be used.
+        for connection in kept:
+            connection.close_if_idle()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._service.idle.wait(), max(0.0, deadline - time.monotonic()))
         await self._end_requests(errors.unavailable("the engine's time to drain is over; send the request again", code="draining"))
@@ -211,6 +229,12 @@ def _load_text(model_path: str) -> ModelText:
     except ChatTemplateError as error:
         logger.warning("chat is refused: %s", error)
         return ModelText(tokenizer, None, str(error))
+
+
+def _certificate(config: EngineConfig) -> Certificate | None:
+    if config.tls_certificate_file is None or config.tls_key_file is None:
+        return None
+    return Certificate(config.tls_certificate_file, config.tls_key_file)
 
 
 def _api_key(file: str | None) -> bytes | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from enginehouse_engine.api import errors
 from enginehouse_engine.api.schema import ChatRequest, CompletionRequest, Message, Parameters
+from enginehouse_engine.decode_errors import DECODE_ERRORS
 from enginehouse_engine.protocol import Sampling
 
 DEFAULT_COMPLETION_TOKENS: Final = 16
@@ -48,7 +49,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[_Request]) -> _Request:
     """The request in ``body``. Raises ApiError that names the parameter."""
     try:
         request = decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         message = str(error)
         raise errors.invalid(f"The request body is not valid: {message}", param=_param(message)) from error
     for name, harmless in _HARMLESS.items():

@@ -66,6 +66,16 @@ class EngineCore:
         """None when all was done since the last step: the time since then was nobody's."""
 
     @property
+    def steps(self) -> int:
+        """Computed so far."""
+        return self._steps
+
+    @property
+    def requests(self) -> int:
+        """To compute for."""
+        return len(self._sequences)
+
+    @property
     def has_work(self) -> bool:
         return bool(self._sequences)
 

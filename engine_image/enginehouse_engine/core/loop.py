@@ -120,6 +120,9 @@ class Loop:
         match message["type"]:
             case "addresses":
                 self._connect(message)
+            case "ping":
+                # Answered here and nowhere else: between two steps, by the thread that computes them.
+                self._registration.send("pong", steps=self._core.steps, requests=self._core.requests)
             case "stop":
                 self._stopping = True
             case other:

@@ -29,10 +29,11 @@ def create_executor(config: EngineConfig, *, rank: int = 0, incarnation: int = 1
         from enginehouse_engine.executor.in_process import InProcessExecutor
 
         return InProcessExecutor(config, rank=rank)
-    if config.executor in ("Multiprocess", "Simulated"):
+    if config.executor in ("Multiprocess", "Ray", "Simulated"):
+        # What Ray does otherwise is how the processes come to be: then they are the same.
         if rendezvous is None:
             raise ConfigError(f"executor {config.executor} needs a launcher that starts its workers: use enginehouse-engine")
         from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
 
         return MultiprocessExecutor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)
-    raise ConfigError(f"unknown executor {config.executor!r}: use InProcess, Multiprocess or Simulated")
+    raise ConfigError(f"unknown executor {config.executor!r}: use InProcess, Multiprocess, Ray or Simulated")

@@ -6,6 +6,7 @@ Does not move messages (``serving.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from enginehouse_engine.config import EngineConfig
@@ -16,7 +17,9 @@ from enginehouse_engine.executor.simulated import SimulatedExecutor
 class SimulatedWorker:
     """See ``Served``."""
 
-    def __init__(self, config: EngineConfig, *, rank: int, index: int) -> None:
+    def __init__(self, config: EngineConfig, *, rank: int, index: int, stage: Callable[[str], None]) -> None:
+        """``stage`` tells the launcher what is done now."""
+        self._stage = stage
         self.record: dict[str, str] = {}
         self._model = SimulatedExecutor(config, rank=rank)
         self._answers = index == config.workers_per_rank - config.parallel.tensor
@@ -27,12 +30,15 @@ class SimulatedWorker:
 
     def load(self) -> None:
         """There is nothing to load."""
+        self._stage("load")
 
     def profile(self) -> WorkerProfile:
+        self._stage("profile")
         return self._model.determine_available_memory()[0]
 
     def initialize_kv_cache(self, total_blocks: int) -> None:
         self._model.initialize_kv_cache(total_blocks)
+        self._stage("serve")
 
     def execute_model(self, step: StepInput) -> StepOutput | None:
         output = self._model.execute_model(step)

@@ -40,6 +40,7 @@ class WorkerStart:
     registration: Registration
     deadline: float
     """Of the start-up, on the monotonic clock."""
+    device: int | None = None
 
 
 def main(make: Callable[[WorkerStart], Served] | None = None) -> int:
@@ -47,6 +48,7 @@ def main(make: Callable[[WorkerStart], Served] | None = None) -> int:
     parser = engine_process.parser("enginehouse_engine.executor.worker_process", "One worker of a rank.")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--device", type=int, help="which accelerator, of those that it sees; absent = that of its place")
     arguments = parser.parse_args()
     process = _WorkerProcess(arguments, make or _make_worker)
     return engine_process.run(
@@ -64,13 +66,20 @@ def _make_worker(start: WorkerStart) -> Served:
     if start.config.executor == "Simulated":
         from enginehouse_engine.executor.simulated_worker import SimulatedWorker
 
-        return SimulatedWorker(start.config, rank=start.rank, index=start.index)
+        return SimulatedWorker(start.config, rank=start.rank, index=start.index, stage=start.registration.stage)
     from enginehouse_engine.cores import spin_briefly
 
     spin_briefly()
     from enginehouse_engine.executor.model_worker import ModelWorker
 
-    return ModelWorker(start.config, rank=start.rank, index=start.index, stage=start.registration.stage, deadline=start.deadline)
+    return ModelWorker(
+        start.config,
+        rank=start.rank,
+        index=start.index,
+        stage=start.registration.stage,
+        deadline=start.deadline,
+        device=start.device,
+    )
 
 
 class _WorkerProcess:
@@ -91,10 +100,11 @@ class _WorkerProcess:
         rank, index, incarnation = self._arguments.rank, self._arguments.index, self._arguments.incarnation
         config = configuration.load(Path(self._arguments.config))
         deadline = started + config.startup_timeout_seconds
-        served = self._make(WorkerStart(config, rank, index, registration, deadline))
+        served = self._make(WorkerStart(config, rank, index, registration, deadline, self._arguments.device))
         # All engine cores live in the leader, member 0.
         remote_host = config.members.address if config.members.own else ""
         self._core = CoreConnection(rank=rank, index=index, incarnation=incarnation, remote_host=remote_host)
+        registration.stage("handshake")
         registration.send("published", record=rendezvous.queue_record(self._core.address, **served.record))
         message = watch.peers(deadline_seconds=max(0.0, deadline - time.monotonic()))
         if message is None:

@@ -14,8 +14,13 @@ class FetchModel:
 
 
 @dataclass(frozen=True)
+class StartRay:
+    """Bring up this pod's part of the Ray cluster; ``Lifecycle.ray_runs`` or ``Lifecycle.refused`` follows."""
+
+
+@dataclass(frozen=True)
 class Start:
-    """Write the configuration and start these processes."""
+    """Start these processes. Actors come by themselves once they are wanted: ``Lifecycle.started`` is told when they register."""
 
     processes: tuple[Process, ...]
 
@@ -33,14 +38,20 @@ class Kill:
     """SIGKILL to the process and its descendants."""
 
     process: Process
+    asked_first: bool = False
+    """For its stacks: somebody's death is why it is killed."""
+    farewell: bool = False
+    """SIGTERM first: it has a moment to tell others that it goes."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """``exited`` for the monitor."""
+    """``exited`` for the monitor: of this member's processes, since the others' own monitors are told."""
 
     process: Process
     message: dict[str, Any]
+    nobody_else_can: bool = False
+    """Of another member's process: its monitor is as silent as its launcher."""
 
 
-Action = FetchModel | Start | Send | Kill | Report
+Action = FetchModel | StartRay | Start | Send | Kill | Report

@@ -47,7 +47,11 @@ def oom_kills(view: MemoryView | None = None) -> int:
 
 
 class OomKills:
-    """The kernel's kills for memory from now on, each to be put down to one process."""
+    """The kernel's kills for memory from now on, each to be put down to one process.
+
+    On cgroup v1 one process dies at a time. On v2 the kubelet has the whole container die (``memory.oom.group``), this launcher
+    included, unless it is told otherwise (``singleProcessOOMKill``): then nobody is left here, and the container's status says it.
+    """
 
     def __init__(self, view: MemoryView | None = None) -> None:
         self._view = view

@@ -1,7 +1,7 @@
 """The launcher's socket: processes register here, and control messages go both ways (``docs/wire-protocol.md`` section 2).
 
 Invariant: the pipe's read end is watched and never read, because launcher and monitor share it and what one reads the other
-never sees. ``bye`` is told by the bytes that lie in it when it closes. Does not decide anything.
+never sees. ``bye`` is told by the bytes that lie in it when the process dies. Does not decide anything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from enginehouse_engine.launcher import datagrams, messages
 from enginehouse_engine.launcher.event_loop import EventLoop
+from enginehouse_engine.launcher.held_lock import hang_up_at_loss
 from enginehouse_engine.launcher.process import Process
 
 logger = logging.getLogger("enginehouse.launcher")
@@ -28,8 +29,11 @@ class ControlListener(Protocol):
     def may_register(self, process: Process, *, pid: int) -> str:
         """Why not; empty = it may."""
 
-    def registered(self, process: Process, *, pid: int, read_end: int, pidfd: int) -> None:
-        """The descriptors stay the server's, until :meth:`ControlServer.forget`."""
+    def output_of(self, process: Process) -> int | None:
+        """A descriptor that is to be its standard output and error from now on, and is closed here; None = it has them."""
+
+    def registered(self, process: Process, *, pid: int, descriptors: tuple[int, ...]) -> None:
+        """Read end, pidfd and, where there is one, the hang-up of its lock: the server's, until :meth:`ControlServer.forget`."""
 
     def said(self, process: Process, message: messages.FromProcess) -> None:
         """A message of a registered process."""
@@ -43,8 +47,20 @@ class _Link:
     connection: socket.socket
     read_end: int
     pidfd: int
+    lost_lock: int | None
+    """Hangs up as soon as the process begins to die; None = only the pipe tells."""
     pipe_watched: bool = True
     connected: bool = True
+
+    @property
+    def hang_ups(self) -> tuple[int, ...]:
+        """The first of them is the death."""
+        return (self.read_end,) if self.lost_lock is None else (self.read_end, self.lost_lock)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """In the order of the protocol."""
+        return (self.read_end, self.pidfd, *self.hang_ups[1:])
 
 
 class ControlServer:
@@ -69,11 +85,18 @@ class ControlServer:
         except datagrams.Closed as error:
             logger.warning("%s: %s", process, error)
 
-    def drain(self, process: Process) -> None:
-        """Read everything that ``process`` has said, before its exit is judged."""
+    def drain(self, process: Process) -> bool:
+        """Before its exit is judged, tell everything that ``process`` has said, and that its end has begun; whether it registered.
+
+        A descendant that has got hold of the write end keeps the pipe from telling that itself.
+        """
         link = self._links.get(process)
-        if link is not None:
-            self._read(process, link)
+        if link is None:
+            return False
+        self._read(process, link)
+        if link.pipe_watched:
+            self._hung_up(process, link)
+        return True
 
     def forget(self, process: Process) -> None:
         """The process is reaped: give its descriptors back."""
@@ -82,8 +105,8 @@ class ControlServer:
             return
         self._disconnect(link)
         if link.pipe_watched:
-            self._loop.forget(link.read_end)
-        datagrams.close_all([link.read_end, link.pidfd])
+            self._unwatch(link)
+        datagrams.close_all(link.descriptors)
 
     def _accept(self) -> None:
         try:
@@ -103,20 +126,29 @@ class ControlServer:
             process, pid = _identity(datagram, connection)
             if refusal := self._listener.may_register(process, pid=pid):
                 raise messages.MessageError(refusal)
-            datagrams.send(connection, {"type": "registered", "message": ""})
+            self._welcome(connection, self._listener.output_of(process))
         except (messages.MessageError, datagrams.Closed) as error:
             logger.warning("a registration was refused: %s", error)
             self._loop.forget(connection.fileno())
             datagrams.close_all(descriptors)
             _refuse(connection, str(error))
             return
-        read_end, pidfd = descriptors
-        link = _Link(connection=connection, read_end=read_end, pidfd=pidfd)
+        read_end, pidfd, *lock = descriptors
+        link = _Link(connection=connection, read_end=read_end, pidfd=pidfd, lost_lock=_hang_up_of(process, lock))
+        datagrams.close_all(lock)
         self._links[process] = link
         self._loop.forget(connection.fileno())
         self._loop.watch(connection.fileno(), lambda: self._read(process, link))
-        self._loop.watch(read_end, lambda: self._hung_up(process, link), events=0)
-        self._listener.registered(process, pid=pid, read_end=read_end, pidfd=pidfd)
+        for descriptor in link.hang_ups:
+            self._loop.watch(descriptor, lambda: self._hung_up(process, link), events=0)
+        self._listener.registered(process, pid=pid, descriptors=link.descriptors)
+
+    def _welcome(self, connection: socket.socket, output: int | None) -> None:
+        handed = () if output is None else (output,)
+        try:
+            datagrams.send(connection, {"type": "registered", "message": ""}, handed)
+        finally:
+            datagrams.close_all(handed)
 
     def _read(self, process: Process, link: _Link) -> None:
         while link.connected:
@@ -136,10 +168,14 @@ class ControlServer:
                 self._listener.said(process, message)
 
     def _hung_up(self, process: Process, link: _Link) -> None:
-        self._loop.forget(link.read_end)
-        link.pipe_watched = False
+        self._unwatch(link)
         self._read(process, link)
         self._listener.pipe_closed(process, bye=_bytes_waiting(link.read_end) > 0)
+
+    def _unwatch(self, link: _Link) -> None:
+        for descriptor in link.hang_ups:
+            self._loop.forget(descriptor)
+        link.pipe_watched = False
 
     def _disconnect(self, link: _Link) -> None:
         if link.connected:
@@ -155,14 +191,23 @@ def _identity(datagram: datagrams.Datagram, connection: socket.socket) -> tuple[
         raise messages.MessageError(f"the first message must be 'register', found {datagram.data[:200]!r}")
     if message.version != messages.VERSION:
         raise messages.MessageError(f"this launcher speaks version {messages.VERSION}, the process {message.version}")
-    if len(datagram.descriptors) != 2:
+    if len(datagram.descriptors) not in (2, 3):
         raise messages.MessageError(
-            f"'register' comes with a pipe's read end and a pidfd, found {len(datagram.descriptors)} descriptors"
+            f"'register' comes with a pipe's read end, a pidfd and perhaps a lock, found {len(datagram.descriptors)} descriptors"
         )
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, _, _ = struct.unpack("3i", credentials)
     process = Process(role=message.role, rank=message.rank, index=message.index, incarnation=message.incarnation)
     return process, pid
+
+
+def _hang_up_of(process: Process, lock: list[int]) -> int | None:
+    """Of the process's lock, if it has one that is good for it."""
+    try:
+        return hang_up_at_loss(lock[0]) if lock else None
+    except ValueError as error:
+        logger.error("only its pipe tells of the death of %s: %s", process, error)
+        return None
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

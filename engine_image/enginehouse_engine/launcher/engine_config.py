@@ -16,13 +16,18 @@ logger = logging.getLogger("enginehouse.launcher")
 
 def workers_per_rank(options: Options) -> int:
     """Worker processes beside each engine core; 0 = the core runs the model itself."""
-    has_workers = options.executor == "Multiprocess" or options.members > 1
+    has_workers = options.executor in ("Multiprocess", "Ray") or options.members > 1
     return options.parallel.tensor * options.parallel.pipeline if has_workers else 0
 
 
 def workers_each(options: Options) -> int:
-    """Worker processes in each member; 0 = there is one member."""
-    return (options.workers_per_member or 0) if options.members > 1 else 0
+    """Worker processes in each member; 0 = there is one member, and will be no other."""
+    return (options.workers_per_member or 0) if options.members > 1 or options.executor == "Ray" else 0
+
+
+def workers_here(options: Options) -> int:
+    """Worker processes in this member."""
+    return workers_each(options) or options.parallel.data * workers_per_rank(options)
 
 
 def engine_config(options: Options, model_path: str, *, address: str = "") -> EngineConfig:
@@ -39,9 +44,10 @@ def engine_config(options: Options, model_path: str, *, address: str = "") -> En
         ranks=1 if each else options.parallel.data,
         workers=each or workers,
         api_servers=0 if options.member else options.api_servers,
-        rank_process_bytes=memory_budget.member_process_bytes(cores=cores, workers=each, workers_per_rank=workers)
+        rank_process_bytes=memory_budget.member_process_bytes(options.executor, cores=cores, workers=each, workers_per_rank=workers)
         if each
         else memory_budget.rank_process_bytes(options.executor, workers=workers),
+        ray_bytes=memory_budget.ray_bytes(options.executor, is_head=not options.member),
     )
     logger.info(
         "%d MiB for each %s: %d %% of %s",
@@ -67,5 +73,7 @@ def engine_config(options: Options, model_path: str, *, address: str = "") -> En
         startup_timeout_seconds=options.startup_timeout_seconds,
         drain_timeout_seconds=options.drain_timeout_seconds,
         api_key_file=str(options.api_key_file) if options.api_key_file else None,
+        tls_certificate_file=str(options.tls_certificate_file) if options.tls_certificate_file else None,
+        tls_key_file=str(options.tls_key_file) if options.tls_key_file else None,
         simulated_weight_bytes=dict(options.simulated_weights),
     )

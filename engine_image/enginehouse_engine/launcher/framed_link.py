@@ -7,6 +7,7 @@ Does not know what is said, and never connects again.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -23,14 +24,22 @@ SILENCE_SECONDS: Final = 15
 _PROBE_SECONDS: Final = 5
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_BYTES: Final = 64 * 1024
+_SILENCE: Final = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class FramedLink:
     """``heard`` gets one message after the other; ``lost`` is told once why there will be no more."""
 
     def __init__(
-        self, connection: socket.socket, loop: EventLoop, *, heard: Callable[[bytes], None], lost: Callable[[str], None]
+        self,
+        connection: socket.socket,
+        loop: EventLoop,
+        *,
+        heard: Callable[[bytes], None],
+        lost: Callable[[str], None],
+        first_most_bytes: int = MOST_BYTES,
     ) -> None:
+        """``first_most_bytes``: of a message that comes before it is known whom the link belongs to."""
         connection.setblocking(False)
         for option, value in (
             (socket.TCP_NODELAY, 1),
@@ -45,16 +54,21 @@ class FramedLink:
         self._loop = loop
         self._heard = heard
         self._lost = lost
+        self._most_bytes = first_most_bytes
         self._incoming = bytearray()
         self._outgoing = bytearray()
+        self._failed: OSError | None = None
         self._watches_for_room = False
         self.is_open = True
+        self.was_silent = False
+        """The other side's kernel did not answer any more: it is not only a process that is gone."""
         loop.watch(connection.fileno(), self._ready)
 
     def belongs_to(self, *, heard: Callable[[bytes], None], lost: Callable[[str], None]) -> None:
         """Others are told from now on."""
         self._heard = heard
         self._lost = lost
+        self._most_bytes = MOST_BYTES
 
     def send(self, message: Any) -> None:
         """Send it, or as much as there is room for, and the rest when there is."""
@@ -86,10 +100,11 @@ class FramedLink:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._break(str(error))
-                return
+                self._failed = self._failed or error
+                piece = b""
             if not piece:
-                self._break("it closed the connection")
+                self.was_silent = self._failed is not None and self._failed.errno in _SILENCE
+                self._break("it closed the connection" if self._failed is None else str(self._failed))
                 return
             self._incoming += piece
             self._take_messages()
@@ -97,8 +112,8 @@ class FramedLink:
     def _take_messages(self) -> None:
         while self.is_open and len(self._incoming) >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._incoming)
-            if size > MOST_BYTES:
-                self._break(f"it announced a message of {size} bytes, at most {MOST_BYTES} are allowed")
+            if size > self._most_bytes:
+                self._break(f"it announced a message of {size} bytes, at most {self._most_bytes} are allowed")
                 return
             whole = _LENGTH.size + size
             if len(self._incoming) < whole:
@@ -113,8 +128,9 @@ class FramedLink:
                 del self._outgoing[: self._connection.send(self._outgoing, socket.MSG_NOSIGNAL)]
         except BlockingIOError:
             pass
-        except OSError:
-            # What it said before it broke is still to be read: the reading finds the end.
+        except OSError as error:
+            # What it said before it broke is still to be read: the reading finds the end. The error is told once, here.
+            self._failed = error
             self._outgoing.clear()
         if bool(self._outgoing) is not self._watches_for_room:
             self._watches_for_room = bool(self._outgoing)

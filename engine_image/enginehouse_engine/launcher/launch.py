@@ -6,17 +6,13 @@ Invariant: between two sleeps everything that was decided is done, and the monit
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from enginehouse_engine import config as configuration
 from enginehouse_engine import registration
@@ -25,68 +21,34 @@ from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import (
     cgroup,
     children,
-    command_lines,
     http_listener,
     messages,
+    model_search,
     replica,
     termination,
 )
-from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start
-from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
+from enginehouse_engine.launcher.actions import Action, FetchModel, Kill, Report, Send, Start, StartRay
+from enginehouse_engine.launcher.actors import Actors
+from enginehouse_engine.launcher.command_lines import RunFiles
 from enginehouse_engine.launcher.control import ControlServer
 from enginehouse_engine.launcher.engine_config import engine_config
 from enginehouse_engine.launcher.event_loop import EventLoop
 from enginehouse_engine.launcher.leader_link import LeaderLink
 from enginehouse_engine.launcher.lifecycle import Lifecycle
-from enginehouse_engine.launcher.member_links import MEMBERS_PORT, MemberLinks, own_name
+from enginehouse_engine.launcher.logs import Logs
+from enginehouse_engine.launcher.member_links import MemberLinks
 from enginehouse_engine.launcher.monitor_link import MonitorLink
 from enginehouse_engine.launcher.phase import Phase
-from enginehouse_engine.launcher.process import API_SERVER, MODEL_FETCH, Process
+from enginehouse_engine.launcher.process import ACTOR_MANAGER, ERRANDS, MODEL_FETCH, RAY_START, Process
+from enginehouse_engine.launcher.ray_cluster import RayCluster
+from enginehouse_engine.launcher.ray_node import HEAD_PORT, LOOPBACK
+from enginehouse_engine.launcher.ray_unit import is_actor
+from enginehouse_engine.launcher.spawner import CommandLine, Spawner
+from enginehouse_engine.launcher.stack_dumps import StackDumps
 from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.ray.manager_messages import Ended, Placement
 
 logger = logging.getLogger("enginehouse.launcher")
-
-_MODEL_FETCH = Process(role=MODEL_FETCH, rank=None, index=0, incarnation=1)
-
-_LONGEST_PARENT_BYTES: Final = 40
-"""Leaves 67 bytes for this folder's name and for the sockets in it; the longest take 51."""
-
-CommandLine = Callable[[Process, RunFiles], list[str]]
-
-
-def launch(options: Options, *, command_line: CommandLine = command_lines.command_line) -> int:
-    """Run one engine until it ends; the exit code of this process. ``command_line`` says how a process is started."""
-    started = time.monotonic()
-    children.become_reaper()
-    children.raise_descriptor_limit()
-    try:
-        # A member that is not the leader listens nowhere.
-        listener = None if options.member else http_listener.bind(options.host, options.port)
-        door = http_listener.bind(own_name(options.leader), MEMBERS_PORT) if options.members > 1 and not options.member else None
-    except http_listener.BindError as error:
-        return end(error.cause)
-    run_directory = make_run_directory()
-    try:
-        launcher = Launcher(
-            options, listener=listener, door=door, run_directory=run_directory, command_line=command_line, started=started
-        )
-        return end(launcher.run())
-    finally:
-        shutil.rmtree(run_directory, ignore_errors=True)
-
-
-def make_run_directory() -> Path:
-    """A fresh folder, open to this user alone, for sockets and configuration. The path of a UNIX socket has at most 107 bytes."""
-    usual = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="enginehouse-", dir=usual if len(os.fsencode(usual)) <= _LONGEST_PARENT_BYTES else "/tmp"))
-
-
-def end(cause: Cause | None) -> int:
-    """Say why the engine ends, in the log and to the kubelet; the launcher's exit code."""
-    if cause is not None:
-        logger.error("the engine ends: %s: %s", cause.kind, cause.message)
-        termination.write_termination_log(cause)
-    return termination.exit_code(cause)
 
 
 class Launcher:
@@ -101,27 +63,34 @@ class Launcher:
         run_directory: Path,
         command_line: CommandLine,
         started: float,
+        logs: Logs,
     ) -> None:
         """``listener`` is for the clients, ``door`` for the other members; only the leader has them."""
         self._options = options
         self._listener = listener
-        self._command_line = command_line
         self._started = started
+        self._address = door.getsockname()[0] if door else ""
         self._files = RunFiles(
             launcher_socket=run_directory / "launcher.sock",
             config=run_directory / "config.json",
             fetched=run_directory / "fetched.json",
+            ray=f"{self._address or LOOPBACK}:{HEAD_PORT}",
         )
         self._own_pipe, self._own_write_end = registration.open_death_pipe()
-        self._children = children.Children()
-        self._oom_kills = cgroup.OomKills()
+        self._logs = logs
         self._loop = EventLoop()
+        self._children = children.Children()
+        self._actors = Actors(self._children, self._loop, gone=self._actor_gone)
+        self._spawner = Spawner(
+            options, self._files, children=self._children, logs=logs, listener=listener, command_line=command_line
+        )
+        self._stacks = StackDumps(self._actors, logs)
+        self._oom_kills = cgroup.OomKills()
         # A terminal that goes away ends the engine in order, but not one that was started with nohup.
         hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         self._loop.watch_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *hang_up), self._signal)
         self._control = ControlServer(self._loop, self._files.launcher_socket, self)
         self._model_path = ""
-        self._address = door.getsockname()[0] if door else ""
         self._lifecycle: Lifecycle
         self._others: MemberLinks | LeaderLink
         if options.member:
@@ -134,6 +103,15 @@ class Launcher:
             path=str(options.monitor_socket or ""), own_pipe=self._own_pipe, loop=self._loop, heard=self._monitor_said
         )
 
+        self._ray = RayCluster(
+            options,
+            life=self._lifecycle,
+            children=self._children,
+            actors=self._actors,
+            control=self._control,
+            directory=run_directory,
+        )
+
     def run(self) -> Cause | None:
         """Until the last process is reaped; why, or None after an orderly stop."""
         life = self._lifecycle
@@ -142,28 +120,39 @@ class Launcher:
         while life.phase is not Phase.ENDED:
             now = time.monotonic()
             self._monitor.connect(now)
-            self._monitor.state(life.state())
-            self._others.bring_up_to_date(now)
-            ready = self._loop.wait(min(life.deadline, self._monitor.retry_at, self._others.retry_at) - now)
+            self._bring_up_to_date(now)
+            self._ray.bring_up_to_date()
+            ready = self._loop.wait(min(life.wakes_at, self._monitor.retry_at, self._others.retry_at, self._ray.retry_at) - now)
             self._do(life.clock(time.monotonic()))
+            self._do(self._ray.judge(time.monotonic()))
             for callback in ready:
                 callback()
+            self._do(life.look_for_hangs())
             if life.phase is not was:
                 was = life.phase
                 self._announce(was)
-        self._monitor.state(life.state())
-        self._others.bring_up_to_date(time.monotonic())
-        self._children.kill_leftovers()
+        self._bring_up_to_date(time.monotonic())
         # The end is deliberate either way: a death is in the monitor's hands already, as the process's and not as the launcher's.
         os.write(self._own_write_end, b"bye\n")
-        return life.cause
+        # The interpreter takes its handlers away before it exits: a request to end that comes then must not change the exit code.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        cause = life.cause
+        if cause is None or cause.evidence:
+            return cause
+        return dataclasses.replace(cause, evidence=self._stacks.evidence_of_all())
+
+    def _bring_up_to_date(self, now: float) -> None:
+        self._monitor.state(self._lifecycle.state())
+        self._others.bring_up_to_date(now)
 
     def _announce(self, phase: Phase) -> None:
         if phase is Phase.SERVING:
             logger.info("ready after %.2f s", time.monotonic() - self._started)
             if self._listener is not None:
                 length = self._lifecycle.max_context_length()
-                print(f"ready: {http_listener.url(self._listener)}, context length {length}", flush=True)
+                scheme = "https" if self._options.tls_certificate_file else "http"
+                print(f"ready: {http_listener.url(self._listener, scheme=scheme)}, context length {length}", flush=True)
         else:
             logger.info("%s", phase)
 
@@ -171,107 +160,141 @@ class Launcher:
 
     def may_register(self, process: Process, *, pid: int) -> str:
         """See ControlListener."""
-        return self._lifecycle.may_register(process, pid=pid)
+        return self._lifecycle.reason_to_refuse(process, pid=pid)
 
-    def registered(self, process: Process, *, pid: int, read_end: int, pidfd: int) -> None:
+    def output_of(self, process: Process) -> int | None:
         """See ControlListener."""
-        self._monitor.process(process, pid=pid, read_end=read_end, pidfd=pidfd)
+        return self._logs.open(process) if self._is_actor(process) else None
+
+    def registered(self, process: Process, *, pid: int, descriptors: tuple[int, ...]) -> None:
+        """See ControlListener."""
+        self._monitor.process(process, pid=pid, descriptors=descriptors)
+        if self._is_actor(process):
+            process = self._lifecycle.known(process)
+            logger.info("started %s, pid %d%s", process, pid, _again(process))
+            self._stacks.forget(process)
+            self._actors.add(process, pid=pid, pidfd=descriptors[1])
+            self._do(self._lifecycle.started(process, pid=pid))
         self._do(self._lifecycle.registered(process))
 
     def said(self, process: Process, message: messages.FromProcess) -> None:
         """See ControlListener."""
-        self._do(self._lifecycle.said(process, message))
+        if isinstance(message, Placement | Ended):
+            self._do(self._ray.said(message))
+        else:
+            self._do(self._lifecycle.said(process, message))
 
     def pipe_closed(self, process: Process, *, bye: bool) -> None:
         """See ControlListener."""
+        if self._is_actor(process):
+            self._reap()  # A raylet that died takes its actors along, and its death is there before theirs.
         self._do(self._lifecycle.pipe_closed(process, bye=bye))
+
+    def _is_actor(self, process: Process) -> bool:
+        return is_actor(process, self._lifecycle.ray)
 
     def _monitor_said(self, message: messages.FromMonitor) -> None:
         match message:
             case messages.Stored():
                 self._do(self._lifecycle.monitor_stored())
+            case messages.Drain(timeout_seconds=None):
+                logger.info("the monitor says that the replica ends")
+                self._do(self._lifecycle.replica_ends())
             case messages.Drain(timeout_seconds=seconds):
                 logger.info("the monitor asks for an end within %g s", seconds)
                 self._do(self._lifecycle.asked_to_stop(timeout_seconds=seconds))
-            case messages.Abort(ranks=ranks):
-                logger.info("the monitor asks for an end at once: ranks %s", list(ranks))
-                self._do(self._lifecycle.asked_to_end_ranks(ranks))
+            case messages.Resize(data=ranks_wanted):
+                logger.info("the monitor asks for %d ranks", ranks_wanted)
+                self._do(self._lifecycle.resized(ranks_wanted))
+            case messages.Abort(ranks=ranks, cause=death):
+                logger.info("the monitor asks for an end at once: ranks %s: %s", list(ranks), death.message if death else "planned")
+                cause = None if death is None else termination.cause_told(death)
+                self._do(self._lifecycle.asked_to_end_ranks(ranks, cause=cause))
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            for process, exit in self._children.reap():
-                self._reaped(process, exit)
+            for process, stopped_by in self._children.stopped_or_continued():
+                self._stopped_or_continued(process, stopped_by)
+            self._reap()
         else:
             logger.info("%s", signal.Signals(number).name)
             self._do(self._lifecycle.asked_to_stop())
 
-    def _reaped(self, process: Process, exit: Exit) -> None:
+    def _reap(self) -> None:
+        for gone in self._children.reap():
+            self._reaped(gone.process, gone.exit, died_first=gone.died_first)
+        self._actors.orphans_reaped()
+
+    def _actor_gone(self, process: Process, exit: Exit, died_first: bool, told: str) -> None:
+        if exit == Exit() and told:
+            self._do(self._lifecycle.said(process, messages.Failed(termination.UNKNOWN, told)))
+        self._reaped(process, exit, died_first=died_first)
+
+    def _stopped_or_continued(self, process: Process, stopped_by: int | None) -> None:
+        if stopped_by is None:
+            logger.info("%s goes on", process)
+            self._lifecycle.continued(process)
+        else:
+            logger.warning("%s was stopped by %s", process, signal.Signals(stopped_by).name)
+            self._lifecycle.stopped(process, number=stopped_by)
+
+    def _reaped(self, process: Process, exit: Exit, *, died_first: bool) -> None:
         logger.info("%s %s", process, exit)
-        self._control.drain(process)
+        if died_first:
+            self._lifecycle.was_dying(process)
+        self._logs.catch_up(process)
+        # That its end has begun is told before that it is complete, whatever was seen first.
+        if not self._control.drain(process) and process.role not in ERRANDS:
+            self._do(self._lifecycle.pipe_closed(process, bye=False))
         out_of_memory = self._oom_kills.explain(exit.signal, killed_here=self._lifecycle.was_killed(process))
-        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=out_of_memory))
+        evidence = self._stacks.evidence(process)
+        self._do(self._lifecycle.exited(process, exit=exit, out_of_memory=out_of_memory, evidence=evidence))
         self._control.forget(process)
+        self._logs.forget(process)
         if process.role == MODEL_FETCH:
-            self._do(self._fetch_ended(exit))
+            self._do(self._configure(model_search.downloaded(self._options.model, printed=self._files.fetched, exit=exit)))
+        elif process.role == RAY_START:
+            self._do(self._ray.start_ended(exit, evidence=evidence))
 
     # What was decided: done
 
     def _do(self, actions: list[Action]) -> None:
+        asked = [action.process for action in actions if isinstance(action, Kill) and action.asked_first]
         for action in actions:
             match action:
                 case FetchModel():
                     self._do(self._fetch_model())
+                case StartRay():
+                    self._do(self._ray.start(self._spawner.ray, address=self._address))
                 case Start(processes=chosen):
                     self._do(self._start(chosen))
                 case Send(process=process) | Kill(process=process) if process.member != self._options.member:
                     pass  # Another member's launcher does it: it is in its orders.
-                case Report(process=process) if process.member != self._options.member:
+                case Report(process=process, nobody_else_can=False) if process.member != self._options.member:
                     pass  # Its own monitor is told.
                 case Send(process=process, message=message):
                     self._control.send(process, message)
-                case Kill(process=process):
-                    if self._children.kill(process):
-                        self._lifecycle.was_dying(process)
+                case Kill(process=process, farewell=farewell):
+                    if asked:
+                        self._bring_up_to_date(time.monotonic())
+                        self._stacks.take(asked)
+                        asked = []
+                    if farewell:
+                        self._children.say_farewell(process)
+                    self._actors.kill(process)
                 case Report(process=process, message=message):
                     self._monitor.exited(process, message)
 
     def _fetch_model(self) -> list[Action]:
         """A model on this machine is found at once; a download gets a process of its own."""
         if not self._options.model.startswith("hf://"):
-            return self._found(self._options.model)
-        argv = command_lines.model_fetch_command_line(
-            self._options.model, revision=self._options.revision, cache_dir=self._options.model_cache_dir
-        )
-        with self._files.fetched.open("wb") as output:
-            pid = self._children.spawn(_MODEL_FETCH, argv, descriptors={1: output.fileno()})
-        return self._lifecycle.started(_MODEL_FETCH, pid=pid)
+            return self._configure(model_search.on_this_machine(self._options.model))
+        return self._lifecycle.started(model_search.MODEL_FETCH_PROCESS, pid=self._spawner.download())
 
-    def _fetch_ended(self, exit: Exit) -> list[Action]:
-        try:
-            answer = json.loads(self._files.fetched.read_bytes())
-        except ValueError:
-            answer = {
-                "class": termination.EXCEPTION,
-                "message": f"the download of {self._options.model} {exit}: its last log lines say why",
-            }
-        if "path" in answer:
-            return self._configure(answer["path"])
-        return self._lifecycle.refused(Cause(kind=answer["class"], message=answer["message"], process=_MODEL_FETCH, exit=exit))
-
-    def _found(self, uri: str) -> list[Action]:
-        if not uri:
-            return self._configure("")
-        from enginehouse_engine import model_source
-
-        try:
-            return self._configure(str(model_source.resolve(uri)))
-        except ConfigError as error:
-            return self._lifecycle.refused(_refusal(error))
-        except OSError as error:
-            return self._lifecycle.refused(Cause(termination.EXCEPTION, f"{uri} cannot be read: {error}"))
-
-    def _configure(self, model_path: str) -> list[Action]:
-        self._model_path = model_path
+    def _configure(self, model: str | Cause) -> list[Action]:
+        if isinstance(model, Cause):
+            return self._lifecycle.refused(model)
+        self._model_path = model
         if isinstance(self._others, LeaderLink):
             self._others.begin()
             return []
@@ -286,30 +309,24 @@ class Launcher:
         try:
             config = engine_config(self._options, self._model_path, address=self._address)
         except ConfigError as error:
-            return self._lifecycle.refused(_refusal(error))
+            return self._lifecycle.refused(model_search.refusal(error))
         configuration.save(config, self._files.config)
         return self._lifecycle.model_found()
 
     def _start(self, chosen: tuple[Process, ...]) -> list[Action]:
         actions: list[Action] = []
         for process in chosen:
-            if process.member != self._options.member:
+            if process.member != self._options.member or self._is_actor(process):
                 continue
-            descriptors = {HTTP_DESCRIPTOR: self._listener.fileno()} if process.role == API_SERVER and self._listener else {}
+            self._stacks.forget(process)
             try:
-                pid = self._children.spawn(
-                    process,
-                    self._command_line(process, self._files),
-                    descriptors=descriptors,
-                    environment=command_lines.environment(process, os.environ),
-                )
+                pid = self._spawner.engine(process, self._ray.environment() if process.role == ACTOR_MANAGER else None)
             except OSError as error:
                 return actions + self._lifecycle.not_started(process, reason=str(error))
-            again = f", incarnation {process.incarnation}" if process.incarnation > 1 else ""
-            logger.info("started %s, pid %d%s", process, pid, again)
+            logger.info("started %s, pid %d%s", process, pid, _again(process))
             actions += self._lifecycle.started(process, pid=pid)
         return actions
 
 
-def _refusal(error: ConfigError) -> Cause:
-    return Cause(kind=getattr(error, "failure_class", termination.INVALID_CONFIG), message=str(error))
+def _again(process: Process) -> str:
+    return f", incarnation {process.incarnation}" if process.incarnation > 1 else ""

@@ -11,12 +11,13 @@ Does no I/O: ``launch.py`` does what is returned here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from enginehouse_engine.launcher import messages, publications, readiness, termination
-from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start
+from enginehouse_engine.launcher import messages, publications, ray_unit, readiness, termination
+from enginehouse_engine.launcher.actions import Action, FetchModel, Report, Send, Start, StartRay
 from enginehouse_engine.launcher.phase import (
     DRAIN_MARGIN_SECONDS,
     REAP_SECONDS,
@@ -24,43 +25,17 @@ from enginehouse_engine.launcher.phase import (
     STOP_AFTER_DEATH_SECONDS,
     STOP_SECONDS,
     Phase,
-    member_word,
-    rank_word,
 )
-from enginehouse_engine.launcher.process import ENGINE_CORE, MODEL_FETCH, WORKER, Process
+from enginehouse_engine.launcher.process import ENGINE_CORE, ERRANDS, WORKER, Process
+from enginehouse_engine.launcher.resize import Resizing
 from enginehouse_engine.launcher.termination import Cause, Exit
 from enginehouse_engine.launcher.unit import Seen, Unit, UnitState
+from enginehouse_engine.launcher.units import api_servers_of, ranks_of
 
 
 @dataclass
-class Lifecycle:
-    """``units`` are all that the engine consists of; ``now`` is any monotonic clock, in seconds, everywhere the same."""
-
-    units: tuple[Unit, ...]
-    replica_uid: str
-    startup_timeout_seconds: float
-    drain_timeout_seconds: float
-    now: float
-    monitor: str = ""
-    """The monitor's socket, for messages; empty = no monitor."""
-
-    phase: Phase = Phase.STARTING
-    _deadline: float = field(init=False)
-    _stored: bool = False
-    _fetch: Unit | None = None
-    """The model's download."""
-    _own_cause: Cause | None = None
-    """Why the engine ends, if no death is to blame."""
-    _fallen: list[Unit] = field(default_factory=list)
-    """Those whose death was not made good, in the order of their deaths."""
-    _all_killed: bool = False
-    _a_member_left: bool = False
-    """That is why it drains: SIGTERM then says nothing new."""
-    _lowest: int | None = None
-    """Context length (tokens) that an API server ever accepted; one that comes later must not accept more."""
-
-    def __post_init__(self) -> None:
-        self._deadline = self.now + self.startup_timeout_seconds
+class Lifecycle(Resizing):
+    """Every method tells what happened; ``now`` is any monotonic clock, in seconds, everywhere the same."""
 
     # What happened
 
@@ -79,7 +54,14 @@ class Lifecycle:
         """The model is on this machine."""
         if self.phase is not Phase.STARTING:
             return []
-        return [Start(tuple(process for unit in self.units for process in unit.processes))]
+        return self._start_units() if self.ray is None else [StartRay()]
+
+    def ray_runs(self, pids: Mapping[Process, int]) -> list[Action]:
+        """Ray's own processes in this pod have started, which are in ``pids``."""
+        actions = [action for process, pid in pids.items() for action in self.started(process, pid=pid)]
+        if self.phase is not Phase.STARTING or self.ray is None:
+            return actions
+        return actions + (self._start_units() if ray_unit.is_up(self.ray) else [Start((ray_unit.MANAGER,))])
 
     def refused(self, cause: Cause) -> list[Action]:
         """The engine cannot start, for a reason that is no death of its processes. Of no interest when it ends already."""
@@ -90,33 +72,25 @@ class Lifecycle:
 
     def started(self, process: Process, *, pid: int) -> list[Action]:
         """The process runs."""
-        if process.role == MODEL_FETCH:
-            self._fetch = Unit(processes=(process,))
+        if process.role in ERRANDS:
+            self._errand = Unit(processes=(process,))
         unit = self._unit_of(process)
         unit.seen[process] = Seen(pid=pid)
+        if unit.state is UnitState.PENDING:
+            self._has_place(unit)
         # A signal can come between two starts.
-        return [] if self.phase in (Phase.STARTING, Phase.SERVING) and not unit.over else unit.kill()
+        return [] if self._wants(unit) else unit.kill()
 
     def not_started(self, process: Process, *, reason: str) -> list[Action]:
-        """The kernel refused to start it."""
+        """The kernel, or Ray, refused to start it; or it was refused here, because nobody wants it any more."""
         unit = self._unit_of(process)
+        if not self._wants(unit):
+            return []
         actions = self._fall(unit, culprit=None)
         death = Cause(termination.EXCEPTION, f"{process} cannot be started: {reason}", process=process)
         unit.died(death)
         actions.append(Report(process, publications.exited(death, process, planned=False)))
         return self._tell() + actions + self._go_on(unit)
-
-    def may_register(self, process: Process, *, pid: int) -> str:
-        """Why ``process`` may not register; empty = it may."""
-        seen = next((unit.seen[process] for unit in self.units if process in unit.seen), None)
-        # One that is reaped has no use for it, although what it sent before may be read only now.
-        if seen is None or seen.exited:
-            return f"this launcher has not started {process} (incarnation {process.incarnation}), or it is over"
-        if seen.registered:
-            return f"{process} (incarnation {process.incarnation}) is registered already, with pid {seen.pid}"
-        if seen.pid != pid:
-            return f"{process} has pid {seen.pid}, the message came from pid {pid}"
-        return ""
 
     def registered(self, process: Process) -> list[Action]:
         """The process handed its pipe over."""
@@ -126,30 +100,29 @@ class Lifecycle:
     def said(self, process: Process, message: messages.FromProcess) -> list[Action]:
         """A message of a registered process."""
         unit = self._unit_of(process)
-        seen = unit.seen[process]
-        match message:
-            case messages.Stage(stage=stage):
-                seen.stage = stage
-            case messages.Failed():
-                seen.failed = message
-                unit.first_failed = unit.first_failed or process
-            case messages.Bound(endpoint=endpoint):
-                seen.endpoint = endpoint
-            case messages.Published(record=record):
-                seen.record = record
-            case messages.Ready(max_context_length=length, ranks=fits):
-                seen.ready = message
-                for rank in self._ranks():
-                    for fit in fits:
-                        if fit.rank == rank.processes[0].rank:
-                            rank.fits(fit)
-                self._lowest = min(length, self._lowest or length)
-                self._check_ready()
-            case messages.Drained():
-                seen.drained = True
-            case messages.Register():
-                pass  # A second registration on the same connection says nothing new.
-        return self._tell() + self._check_drained()
+        unit.said(process, message)
+        if unit is self.ray and self.phase is Phase.STARTING and message == messages.Stage(ray_unit.REACHABLE):
+            return self._start_units()
+        if isinstance(message, messages.Pong):
+            self._hang.answered(process, message, now=self.now)
+        if isinstance(message, messages.Ready):
+            for rank in ranks_of(self.units):
+                rank.fits(message)
+            self._lowest = min(message.max_context_length, self._lowest or message.max_context_length)
+            self._check_ready()
+        actions = self._fit_ranks()
+        return self._tell() + actions + self._check_drained()
+
+    def stopped(self, process: Process, *, number: int) -> None:
+        """A signal has stopped it. That is bad only if it lasts; a download that stands still has the start-up's deadline."""
+        self._unit_of(process).seen[process].stopped = True
+        if process.role not in ERRANDS:
+            self._hang.stopped(process, number=number, now=self.now)
+
+    def continued(self, process: Process) -> None:
+        """It runs again."""
+        self._unit_of(process).seen[process].stopped = False
+        self._hang.forget(process)
 
     def pipe_closed(self, process: Process, *, bye: bool) -> list[Action]:
         """The process is dying: its exit follows, after the kernel has released its memory."""
@@ -157,36 +130,47 @@ class Lifecycle:
         seen = unit.seen[process]
         if seen.exited or seen.killed or (bye and seen.asked_to_stop):
             return []
-        actions = self._fall(unit, culprit=process)
+        actions = self._fall(unit, culprit=process) + self._fit_ranks()
         return self._tell() + actions
 
     def was_dying(self, process: Process) -> None:
-        """It was killed, but the kernel says that its end had begun before: then that is no planned one."""
+        """It was killed, but the kernel says that its end had begun before: then that is no planned one.
+
+        But for an actor whose raylet is gone, since that takes it along.
+        """
+        if self.ray is not None and self.ray.over and process not in self.ray.processes:
+            return
         self._unit_of(process).seen[process].killed = False
 
     def was_killed(self, process: Process) -> bool:
         """By the launcher itself, which also kills with SIGKILL."""
         return self._unit_of(process).seen[process].killed
 
-    def exited(self, process: Process, *, exit: Exit, out_of_memory: bool) -> list[Action]:
-        """The process is gone and reaped."""
+    def exited(self, process: Process, *, exit: Exit, out_of_memory: bool, evidence: str = "") -> list[Action]:
+        """The process is gone and reaped: its memory, devices and ports are free again."""
         unit = self._unit_of(process)
-        death, planned = unit.death_of(process, exit=exit, out_of_memory=out_of_memory)
-        if unit is self._fetch:
-            return self._go_on(unit)  # What it found, or why not, is told by ``model_found`` or ``refused``.
+        death, planned = unit.death_of(process, exit=exit, out_of_memory=out_of_memory, evidence=evidence)
+        self._hang.forget(process)
+        if unit is self._errand:
+            return self._go_on(unit)  # What came of it is told by ``model_found`` and ``ray_runs``, or ``refused``.
         actions: list[Action] = [Report(process, publications.exited(death, process, planned=planned))]
         if not planned:
+            if unit is self.ray:
+                self._dies_of(death)
             actions += self._fall(unit, culprit=process)
             unit.died(death)
-        elif process.role == ENGINE_CORE and self.phase is Phase.STOPPING:
-            actions += ask_to_stop(unit, workers=True)
-        return self._tell() + actions + self._go_on(unit)
+            actions += self._end_without_living()
+        if process.role == ENGINE_CORE:
+            actions += unit.ask_to_stop(workers=True)
+        actions += self._go_on(unit)
+        return self._tell() + actions
 
     def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
         """SIGTERM, SIGINT or the monitor's ``drain``. A second time, or with timeout 0, the requests under way are cut."""
-        if self._a_member_left and timeout_seconds != 0:
-            self._a_member_left = False
+        if self._replica_ends and timeout_seconds != 0:
+            self._replica_ends = False
             return []
+        self._forget_deaths()
         if self.phase is Phase.SERVING and timeout_seconds != 0:
             return self._drain(timeout_seconds)
         if self.phase in (Phase.SERVING, Phase.DRAINING):
@@ -195,20 +179,27 @@ class Lifecycle:
             return self._stop(seconds=0.0)
         return self._kill_all()
 
-    def member_leaves(self) -> list[Action]:
-        """Another member's pod was asked to stop: the replica ends as one."""
+    def replica_ends(self) -> list[Action]:
+        """In order: another member's pod was asked to stop, or the replica's object is deleted. Cuts nothing if told again."""
         if self.phase not in (Phase.STARTING, Phase.SERVING):
             return []
         actions = self.asked_to_stop()
-        self._a_member_left = True
+        self._replica_ends = True
         return actions
 
-    def asked_to_end_ranks(self, ranks: tuple[int, ...]) -> list[Action]:
-        """The monitor's ``abort``: these ranks are of no use any more. No death, and no restart."""
-        chosen = [unit for unit in self._ranks() if unit.processes[0].rank in ranks and unit.state is not UnitState.DEAD]
+    def asked_to_end_ranks(self, ranks: tuple[int, ...], *, cause: Cause | None = None) -> list[Action]:
+        """The monitor's ``abort``: these ranks are of no use any more, and are not restarted. Of ``cause`` they died elsewhere."""
+        chosen = [unit for unit in ranks_of(self.units) if unit.processes[0].rank in ranks and unit.state is not UnitState.DEAD]
         if not chosen or self.phase in (Phase.STOPPING, Phase.ENDED):
             return []
-        if self.phase is Phase.STARTING or not any(unit.lives for unit in self._ranks() if unit not in chosen):
+        if cause is not None:
+            actions = [action for unit in chosen for action in unit.end(asked_first=True)]
+            for unit in chosen:
+                unit.died(cause)
+            self._fallen += [unit for unit in chosen if unit not in self._fallen]
+            return self._tell() + actions + self._end_without_living()
+        if self.phase is Phase.STARTING or not any(unit.lives for unit in ranks_of(self.units) if unit not in chosen):
+            self._forget_deaths()
             return self._stop(seconds=0.0 if self.phase is Phase.STARTING else STOP_SECONDS)
         actions = [action for unit in chosen for action in unit.end()]
         return self._tell() + actions
@@ -216,60 +207,43 @@ class Lifecycle:
     def clock(self, now: float) -> list[Action]:
         """Called at every wake-up before what has happened is told."""
         self.now = now
+        if now < self.deadline:
+            return []
         actions: list[Action] = []
         for unit in self.units:
             if self.phase is Phase.SERVING and now >= unit.deadline:
-                actions += unit.time_out(self._timeout(readiness.awaited([unit], self.units))) + self._end_without_living()
+                actions += self._missed_by(unit)
         if now >= self._deadline:
             actions += self._missed()
-        return self._tell() + actions if actions else []
+        actions += self._fit_ranks()
+        return self._tell() + actions
 
-    # What others want to know
-
-    @property
-    def cause(self) -> Cause | None:
-        """Why the engine ends, or would have to if it ended now; None = nothing is wrong."""
-        return self._own_cause or next((unit.cause for unit in self._fallen if unit.cause is not None), None)
-
-    @property
-    def deadline(self) -> float:
-        """When :meth:`clock` is due."""
-        # Restarts are over with the engine's own end, which has a deadline of its own.
-        return min(self._deadline, *(unit.deadline for unit in self.units)) if self.phase is Phase.SERVING else self._deadline
-
-    def state(self) -> dict[str, Any]:
-        """The ``state`` message for the monitor: whole, the same while nothing changed."""
-        ranks = [(rank, rank_word(self.phase, rank.state, ends_badly=self._ends_badly)) for rank in self._ranks()]
-        return publications.state(member_word(self.phase, ends_badly=self._ends_badly), ranks)
-
-    def max_context_length(self) -> int:
-        """What every API server accepts (tokens). Only while serving."""
-        return readiness.max_context_length(self.units)
+    def look_for_hangs(self) -> list[Action]:
+        """Called at every wake-up after what has happened was told: a process may have answered just now."""
+        if self.phase in (Phase.STOPPING, Phase.ENDED):
+            return []
+        serving = [unit for unit in self.units if unit.state is UnitState.SERVING and self.phase is Phase.SERVING]
+        look = self._hang.look(self.now, asked=[process for unit in serving for process in unit.answering()])
+        actions: list[Action] = [Send(process, {"type": "ping"}) for process in look.ask]
+        for process, why in look.hung:
+            unit = self._unit_of(process)
+            if not unit.over:
+                unit.seen[process].verdict = Cause(termination.HANG, f"{process} {why}", process=process)
+                fallen = self._fall(unit, culprit=process)
+                actions += self._tell() + fallen
+        return actions
 
     # Decisions
 
-    @property
-    def _ends_badly(self) -> bool:
-        return self.phase in (Phase.STOPPING, Phase.ENDED) and bool(self._own_cause or self._fallen)
+    def _dies_of(self, ray: Cause) -> None:
+        """Actors do not outlive their raylet, nor placement groups the head: whoever is there dies of that."""
+        for rank in ranks_of(self.units):
+            for process in rank.alive():
+                rank.seen[process].verdict = rank.seen[process].verdict or ray
 
-    def _tell(self) -> list[Action]:
-        """Everything that somebody should know and was not told yet."""
-        all_bound = all(any(seen.endpoint for seen in server.seen.values()) for server in self._servers())
-        with_addresses = all_bound if self.phase is Phase.STARTING else self.phase in (Phase.SERVING, Phase.DRAINING)
-        ranks = publications.ranks(self.state(), max_context_length=self._lowest)
-        return publications.untold(self.units, replica_uid=self.replica_uid, ranks=ranks, with_addresses=with_addresses)
-
-    def _check_ready(self) -> None:
-        if self.phase is Phase.STARTING and not readiness.missing(self.units):
-            self.phase = Phase.SERVING
-            self._deadline = math.inf
-            for unit in self.units:
-                unit.serves()
-        elif self.phase is Phase.SERVING:
-            for unit in self.units:
-                if unit.state is UnitState.RESTARTING and not unit.over and readiness.is_ready(unit, self.units):
-                    unit.serves()
-                    self._fallen.remove(unit)
+    def _start_units(self) -> list[Action]:
+        self._begun = True
+        return [Start(tuple(process for unit in self.units for process in unit.processes))]
 
     def _fall(self, unit: Unit, *, culprit: Process | None) -> list[Action]:
         """A death in ``unit`` has begun: the rest of it goes down at once, and the engine if it cannot do without."""
@@ -279,24 +253,31 @@ class Lifecycle:
             self._fallen.append(unit)
         restart_until = self.now + self.startup_timeout_seconds if self.phase is Phase.SERVING else None
         actions = unit.fall(culprit, now=self.now, restart_until=restart_until)
+        if unit is self.ray:
+            actions = [action for rank in ranks_of(self.units) for action in rank.end(asked_first=True)] + actions
         # A rank may have waited for nobody but this API server.
         self._check_ready()
         return actions + self._end_without_living()
 
+    def _forget_deaths(self) -> None:
+        """It is asked to end: if it serves, that is no failure, whatever died before while the others went on."""
+        if self.phase is Phase.SERVING:
+            self._fallen.clear()
+
     def _end_without_living(self) -> list[Action]:
         """The engine ends when it has no rank, or no API server, that lives; while it starts it needs them all."""
         if self.phase is Phase.STARTING:
-            return self._stop(seconds=0.0)
-        is_whole = any(unit.lives for unit in self._ranks()) and any(unit.lives for unit in self._servers())
+            return self._stop(seconds=0.0) if any(unit.over and not unit.leaves for unit in self._everything()) else []
+        is_whole = all(any(unit.lives for unit in kind) for kind in (ranks_of(self.units), api_servers_of(self.units)))
+        if self.ray is not None and self.ray.over:
+            is_whole = False
         if is_whole or self.phase in (Phase.STOPPING, Phase.ENDED):
             return []
         return self._stop(seconds=STOP_AFTER_DEATH_SECONDS)
 
     def _go_on(self, unit: Unit) -> list[Action]:
         """A process of ``unit`` is reaped, or was never there."""
-        if self.phase is Phase.SERVING and unit.over and unit.state is UnitState.RESTARTING and unit.is_reaped:
-            return [Start(unit.begin_next())]
-        return self._check_drained() + self._check_ended()
+        return self._begin_next(unit) or (self._fit_ranks() + self._check_drained() + self._check_ended())
 
     def _drain(self, timeout_seconds: float | None) -> list[Action]:
         settle = SETTLE_SECONDS if self.monitor else 0.0
@@ -306,14 +287,15 @@ class Lifecycle:
         message = {"type": "drain", "timeoutSeconds": timeout, "settleSeconds": settle}
         actions: list[Action] = []
         for unit in self.units:
-            if unit.state is UnitState.RESTARTING:
+            if unit.state in (UnitState.RESTARTING, UnitState.STARTING, UnitState.PENDING):
                 actions += unit.end()
             elif unit.is_api_server:
                 actions += [Send(process, message) for process, seen in unit.seen.items() if seen.listens]
         return self._tell() + actions + self._end_without_living()
 
     def _check_drained(self) -> list[Action]:
-        serving = [seen for server in self._servers() if server.state is UnitState.SERVING for seen in server.seen.values()]
+        servers = [server for server in api_servers_of(self.units) if server.state is UnitState.SERVING]
+        serving = [seen for server in servers for seen in server.seen.values()]
         return self._stop(seconds=STOP_SECONDS) if self.phase is Phase.DRAINING and all(seen.drained for seen in serving) else []
 
     def _stop(self, *, seconds: float) -> list[Action]:
@@ -322,24 +304,42 @@ class Lifecycle:
         self._deadline = self.now + seconds
         actions: list[Action] = []
         for unit in self._everything():
-            if not seconds or unit.state is not UnitState.SERVING:
-                actions += unit.kill()
+            if unit is self.ray:
+                continue  # Its actors end in order while it is there.
+            if not seconds or unit.state not in (UnitState.SERVING, UnitState.DRAINING):
+                actions += unit.kill(asked_first=self._ends_badly)
             else:
                 # Workers without their core here are asked with it elsewhere, or are the only ones there are.
-                actions += ask_to_stop(unit, workers=unit.processes[0].role == WORKER)
+                actions += unit.ask_to_stop(workers=unit.processes[0].role == WORKER)
         return self._tell() + actions + self._check_ended()
 
     def _check_ended(self) -> list[Action]:
-        if self.phase is Phase.STOPPING and all(unit.is_reaped for unit in self._everything()):
+        if self.phase is Phase.STOPPING and all(unit.is_reaped for unit in self._everything() if unit is not self.ray):
+            if self.ray is not None and not self.ray.is_reaped:
+                return ray_unit.end(self.ray)
             self.phase = Phase.ENDED
             self._deadline = math.inf
         return []
+
+    def _missed_by(self, unit: Unit) -> list[Action]:
+        """The deadline of one unit, while the engine serves."""
+        if unit.leaves:
+            return self._leaves_late(unit)
+        if unit not in self._fallen:
+            self._fallen.append(unit)
+        verdict = termination.timed_out(self.startup_timeout_seconds, readiness.awaited([unit], self.units))
+        actions: list[Action] = []
+        if not unit.alive():
+            # Nobody's exit will tell it.
+            first = unit.processes[0]
+            actions.append(Report(first, publications.exited(dataclasses.replace(verdict, process=first), first, planned=False)))
+        return actions + unit.time_out(verdict) + self._end_without_living()
 
     def _missed(self) -> list[Action]:
         """The engine's own deadline is over."""
         match self.phase:
             case Phase.STARTING:
-                self._own_cause = self._timeout(self._awaited())
+                self._own_cause = termination.timed_out(self.startup_timeout_seconds, self._awaited())
                 return self._stop(seconds=0.0)
             case Phase.DRAINING:
                 return self._stop(seconds=STOP_SECONDS)
@@ -357,35 +357,4 @@ class Lifecycle:
         if self.phase is Phase.STOPPING and not self._all_killed:
             self._all_killed = True
             self._deadline = self.now + REAP_SECONDS
-        return [action for unit in self._everything() for action in unit.kill()]
-
-    def _everything(self) -> list[Unit]:
-        return [*self.units, *([self._fetch] if self._fetch else [])]
-
-    def _servers(self) -> list[Unit]:
-        return [unit for unit in self.units if unit.is_api_server]
-
-    def _ranks(self) -> list[Unit]:
-        return [unit for unit in self.units if not unit.is_api_server]
-
-    def _unit_of(self, process: Process) -> Unit:
-        return next(unit for unit in self._everything() if process in unit.processes)
-
-    def _timeout(self, awaited: list[str]) -> Cause:
-        text = f"not ready after {self.startup_timeout_seconds:g} s, waiting for: {'; '.join(awaited)}"
-        return Cause(kind=termination.STARTUP_TIMEOUT, message=text)
-
-    def _awaited(self) -> list[str]:
-        if self.monitor and not self._stored:
-            return [f"the monitor at {self.monitor} to store this pod's row"]
-        if not any(unit.seen for unit in self.units):
-            return ["the model's download"]
-        return readiness.awaited(readiness.missing(self.units), self.units)
-
-
-def ask_to_stop(unit: Unit, *, workers: bool) -> list[Action]:
-    """Its workers, or all the others: workers go when nobody can ask anything of them any more."""
-    chosen = [process for process, seen in unit.seen.items() if seen.listens and (process.role == WORKER) is workers]
-    for process in chosen:
-        unit.seen[process].asked_to_stop = True
-    return [Send(process, {"type": "stop"}) for process in chosen]
+        return [action for unit in self._everything() for action in unit.kill(asked_first=self._ends_badly)]

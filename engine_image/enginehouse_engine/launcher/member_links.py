@@ -26,6 +26,8 @@ MEMBERS_PORT: Final = 7411
 """Of the pod's own network: it is part of the leader's name, so nobody has to be told of it."""
 _MOST_STRANGERS: Final = 64
 """Connections that have not said who they are: the oldest gives way to a new one."""
+_MOST_HELLO_BYTES: Final = 4096
+"""Of what each of them may have this one keep."""
 
 
 def own_name(leader: str) -> str:
@@ -38,7 +40,10 @@ def own_name(leader: str) -> str:
 
 
 class MemberLinks:
-    """Lets members in through ``door``; None = the leader is alone. ``heard`` may raise MessageError, which ends the link."""
+    """Lets members in through ``door``; None = the leader is alone. ``heard`` may raise MessageError, which ends the link.
+
+    ``lost`` is told why a link is gone, and whether because its member was silent.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class MemberLinks:
         *,
         expected: Hello,
         heard: Callable[[int, Report], None],
-        lost: Callable[[int, str], None],
+        lost: Callable[[int, str, bool], None],
         orders: Callable[[int], Orders],
     ) -> None:
         self.retry_at = math.inf
@@ -81,6 +86,7 @@ class MemberLinks:
             self._loop,
             heard=lambda data: self._introduced(link, data),
             lost=lambda reason: self._stranger_left(link, f"{address[0]}: {reason}"),
+            first_most_bytes=_MOST_HELLO_BYTES,
         )
         if len(self._strangers) == _MOST_STRANGERS:
             self._strangers.popleft().close()
@@ -97,7 +103,9 @@ class MemberLinks:
             hello = member_messages.decode_from_member(data)
             if not isinstance(hello, Hello):
                 raise MessageError(f"the first message must be 'hello', found {data[:200]!r}")
-            joined = frozenset(self._members)
+            # A member lives once; but with Ray one that has gone makes room for another of its number.
+            lives = self._expected.executor != "Ray"
+            joined = frozenset(number for number, other in self._members.items() if other.is_open or lives)
             if refusal := member_messages.reason_to_refuse(hello, expected=self._expected, joined=joined):
                 raise MessageError(refusal)
         except MessageError as error:
@@ -108,6 +116,7 @@ class MemberLinks:
         number = hello.member
         logger.info("member %d has joined", number)
         self._members[number] = link
+        self._told.pop(number, None)
         link.belongs_to(heard=lambda message: self._reported(number, message), lost=lambda reason: self._left(number, reason))
 
     def _reported(self, member: int, data: bytes) -> None:
@@ -121,4 +130,4 @@ class MemberLinks:
 
     def _left(self, member: int, reason: str) -> None:
         logger.info("the link to member %d is gone: %s", member, reason)
-        self._lost(member, reason)
+        self._lost(member, reason, self._members[member].was_silent)

@@ -12,10 +12,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from enginehouse_engine.decode_errors import DECODE_ERRORS
 from enginehouse_engine.flags import Options
-from enginehouse_engine.launcher.messages import Failed, MessageError
-from enginehouse_engine.launcher.process import Process
-from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.launcher.messages import Death, Failed, MessageError
 
 VERSION: Final = 1
 
@@ -40,35 +39,6 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     reason: str
 
 
-class Death(msgspec.Struct, frozen=True, rename="camel"):
-    """A cause as it travels; its fields are those of the termination message."""
-
-    kind: str = msgspec.field(name="class")
-    message: str
-    role: str = "launcher"
-    rank: int | None = None
-    incarnation: int | None = None
-    pid: int | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-
-    @property
-    def exit(self) -> Exit:
-        return Exit(exit_code=self.exit_code, signal=self.signal)
-
-    def cause(self) -> Cause:
-        """For the launcher that it came to."""
-        named = None
-        if self.incarnation is not None:
-            named = Process(role=self.role, rank=self.rank, index=0, incarnation=self.incarnation)
-        return Cause(kind=self.kind, message=self.message, process=named, pid=self.pid, exit=self.exit)
-
-
-def death_of(cause: Cause | None) -> Death | None:
-    """For the wire."""
-    return None if cause is None else msgspec.convert(cause.fields(), Death)
-
-
 class WorkerState(msgspec.Struct, frozen=True, rename="camel"):
     """What a member knows of one of its workers, from its start on."""
 
@@ -77,8 +47,11 @@ class WorkerState(msgspec.Struct, frozen=True, rename="camel"):
     pid: int
     registered: bool
     stage: str
+    incarnation: int = 1
     record: dict[str, Any] | None = None
     failed: Failed | None = None
+    stopped: bool = False
+    """By a signal, and not continued: its launcher judges that, and the engine core that waits for it is not to blame."""
     died: bool = False
     """It was the first of its rank's part to die."""
     exit: Death | None = None
@@ -97,6 +70,8 @@ class RankOrder(msgspec.Struct, frozen=True, rename="camel"):
 
     rank: int
     state: str
+    incarnation: int = 1
+    """Of the workers that shall be there."""
     end: Literal["", "stop", "kill"] = ""
     """``stop``: in order, their core is gone; ``kill``: at once, they are of no use any more."""
     cause: Death | None = None
@@ -111,6 +86,8 @@ class Orders(msgspec.Struct, frozen=True, tag="orders", rename="camel"):
     state: str
     """Of the leader: ``Draining`` and ``Ended`` say that the end is planned."""
     ranks: tuple[RankOrder, ...]
+    ray: str = ""
+    """With executor Ray: where the head of its cluster is, once it runs."""
 
 
 FromMember = Hello | Report
@@ -130,7 +107,7 @@ def decode_from_member(data: bytes) -> FromMember | None:
     """None for a type that this version does not know. Raises MessageError."""
     try:
         return _from_member.decode(data) if _type.decode(data).type in ("hello", "report") else None
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise MessageError(f"{error}: {data[:200]!r}") from error
 
 
@@ -138,7 +115,7 @@ def decode_from_leader(data: bytes) -> FromLeader | None:
     """None for a type that this version does not know. Raises MessageError."""
     try:
         return _from_leader.decode(data) if _type.decode(data).type in ("refused", "orders") else None
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise MessageError(f"{error}: {data[:200]!r}") from error
 
 
@@ -158,12 +135,13 @@ def hello(options: Options) -> Hello:
 
 
 def reason_to_refuse(found: Hello, *, expected: Hello, joined: frozenset[int]) -> str:
-    """Empty = it may join. A number that was taken once stays taken: a member lives once."""
+    """Empty = it may join. With Ray, ranks and their members come and go while the leader lives."""
+    grows = expected.executor == "Ray"
     for name in found.__struct_fields__:
         ours, theirs = getattr(expected, name), getattr(found, name)
-        if name != "member" and ours != theirs:
+        if name not in (("member", "members", "data") if grows else ("member",)) and ours != theirs:
             return f"the leader has {name} {ours}, this member {theirs}"
-    if not 0 < found.member < expected.members:
+    if found.member < 1 or not (grows or found.member < expected.members):
         return f"there is no member {found.member}: they are 1 to {expected.members - 1}"
     if found.member in joined:
         return f"member {found.member} has joined already"

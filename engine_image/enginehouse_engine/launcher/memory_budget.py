@@ -30,6 +30,13 @@ TORCH_PROCESS_BYTES: Final = 320 * MIB
 the loader writes into the libraries. 533 MiB are resident."""
 CORE_PROCESS_BYTES: Final = 48 * MIB
 """An engine core without torch: measured 25 MiB of its own, 44 resident."""
+RAY_HEAD_BYTES: Final = 448 * MIB
+"""Ray's own processes in the leader, with its object store's file and the actor manager: measured 283 MiB, without the manager and
+with nothing in the store, which is 75 MiB large."""
+RAY_NODE_BYTES: Final = 256 * MIB
+"""The same in another member: measured 153 MiB."""
+RAY_ACTOR_BYTES: Final = 48 * MIB
+"""What Ray adds to a process that it has started: measured 40 MiB of its own, 78 resident."""
 
 _SMALLEST_BUDGET_BYTES: Final = 16 * MIB
 
@@ -41,25 +48,45 @@ def rank_process_bytes(executor: str, *, workers: int) -> int:
     """
     own = TORCH_PROCESS_BYTES if executor == "InProcess" else CORE_PROCESS_BYTES
     queues = rank_shared_memory_bytes(local_workers=workers) if workers else 0
-    return own + workers * TORCH_PROCESS_BYTES + queues
+    return own + workers * TORCH_PROCESS_BYTES + queues + (1 + workers) * _actor_bytes(executor)
 
 
-def member_process_bytes(*, cores: int, workers: int, workers_per_rank: int) -> int:
-    """The same for all that one of several members holds: ``cores`` (all in the leader) and ``workers``, which are simulated."""
+def member_process_bytes(executor: str, *, cores: int, workers: int, workers_per_rank: int) -> int:
+    """The same for all that one of several members holds: ``cores`` (all in the leader) and ``workers``."""
+    worker = _actor_bytes(executor) + (TORCH_PROCESS_BYTES if executor == "Ray" else CORE_PROCESS_BYTES)
+    core = _actor_bytes(executor) + CORE_PROCESS_BYTES
     requests = shared_memory_bytes(local_readers=workers_per_rank, ring_bytes=REQUEST_RING_BYTES)
     answers = shared_memory_bytes(local_readers=1, ring_bytes=RESPONSE_RING_BYTES)
-    return cores * (CORE_PROCESS_BYTES + requests) + workers * (CORE_PROCESS_BYTES + answers)
+    return cores * (core + requests) + workers * (worker + answers)
+
+
+def ray_bytes(executor: str, *, is_head: bool) -> int:
+    """What Ray's own processes keep in one pod."""
+    if executor != "Ray":
+        return 0
+    return RAY_HEAD_BYTES if is_head else RAY_NODE_BYTES
+
+
+def _actor_bytes(executor: str) -> int:
+    return RAY_ACTOR_BYTES if executor == "Ray" else 0
 
 
 def budget_per_worker_bytes(
-    limit_bytes: int, *, utilization_percent: int, ranks: int, workers: int, api_servers: int, rank_process_bytes: int
+    limit_bytes: int,
+    *,
+    utilization_percent: int,
+    ranks: int,
+    workers: int,
+    api_servers: int,
+    rank_process_bytes: int,
+    ray_bytes: int = 0,
 ) -> int:
     """Bytes for weights, activations and KV cache of one worker, or of a core that runs the model itself (``workers`` = 0).
 
-    ``(limit x utilization / 100 - launcher - API servers - ranks' processes) / (ranks x workers)``, rounded down. Raises
+    ``(limit x utilization / 100 - launcher - Ray - API servers - ranks' processes) / (ranks x workers)``, rounded down. Raises
     ConfigError when less than 16 MiB are left.
     """
-    kept = LAUNCHER_BYTES + api_servers * API_SERVER_BYTES + ranks * rank_process_bytes
+    kept = LAUNCHER_BYTES + ray_bytes + api_servers * API_SERVER_BYTES + ranks * rank_process_bytes
     shares = ranks * max(1, workers)
     budget = (limit_bytes * utilization_percent // 100 - kept) // shares
     if budget < _SMALLEST_BUDGET_BYTES:

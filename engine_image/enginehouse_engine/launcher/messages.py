@@ -6,11 +6,17 @@ are plain dictionaries, made where it is decided.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from enginehouse_engine.decode_errors import DECODE_ERRORS
+from enginehouse_engine.ray.manager_messages import Ended, Placement
+
 VERSION: Final = 1
+
+MOST_RANKS: Final = 1024
+"""More than a replica of the API can have."""
 
 
 class MessageError(Exception):
@@ -74,41 +80,80 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """No request is under way in this API server, and none will be."""
 
 
+class RankDrained(msgspec.Struct, frozen=True, tag="rankDrained"):
+    """At this rank, which is about to leave, this API server has no request, and will have none."""
+
+    rank: int
+    incarnation: int
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to a ``ping``: the process's main loop goes round. Of an engine core also how far it is."""
+
+    steps: int = 0
+    """How many it has computed."""
+    requests: int = 0
+    """How many it has to compute for."""
+
+
 class Stored(msgspec.Struct, frozen=True, tag="stored"):
     """The row with this pod's UID is in the API."""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain", rename="camel"):
-    """End in order: finish requests for so long."""
+    """End in order: finish requests for so long; None = the replica ends, and everybody takes the time to drain that is his own."""
 
-    timeout_seconds: float
+    timeout_seconds: float | None = None
+
+
+class Death(msgspec.Struct, frozen=True, rename="camel"):
+    """A cause as it travels; its fields are those of the termination message."""
+
+    kind: str = msgspec.field(name="class")
+    message: str
+    role: str = "launcher"
+    rank: int | None = None
+    incarnation: int | None = None
+    pid: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """End these ranks at once; they cannot be of use any more."""
 
     ranks: tuple[int, ...]
+    cause: Death | None = None
+    """They have died elsewhere, of this; None = nobody wants them any more."""
+
+
+class Resize(msgspec.Struct, frozen=True, tag="resize"):
+    """How many ranks there shall be."""
+
+    data: Annotated[int, msgspec.Meta(ge=1, le=MOST_RANKS)]
 
 
 class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-FromProcess = Register | Stage | Bound | Published | Ready | Failed | Drained
-FromMonitor = Stored | Drain | Abort
+FromProcess = Register | Stage | Bound | Published | Ready | Failed | Drained | RankDrained | Pong | Placement | Ended
+FromMonitor = Stored | Drain | Abort | Resize
 
 _type = msgspec.json.Decoder(_Type)
 _from_process = msgspec.json.Decoder(FromProcess)
 _from_monitor = msgspec.json.Decoder(FromMonitor)
-_process_types: Final = frozenset({"register", "stage", "bound", "published", "ready", "failed", "drained"})
-_monitor_types: Final = frozenset({"stored", "drain", "abort"})
+_process_types: Final = frozenset(
+    {"register", "stage", "bound", "published", "ready", "failed", "drained", "rankDrained", "pong", "placement", "ended"}
+)
+_monitor_types: Final = frozenset({"stored", "drain", "abort", "resize"})
 
 
 def decode_from_process(data: bytes) -> FromProcess | None:
     """None for a type that this version does not know. Raises MessageError."""
     try:
         return _from_process.decode(data) if _type.decode(data).type in _process_types else None
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise MessageError(f"{error}: {data[:200]!r}") from error
 
 
@@ -116,5 +161,5 @@ def decode_from_monitor(data: bytes) -> FromMonitor | None:
     """None for a type that this version does not know. Raises MessageError."""
     try:
         return _from_monitor.decode(data) if _type.decode(data).type in _monitor_types else None
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise MessageError(f"{error}: {data[:200]!r}") from error

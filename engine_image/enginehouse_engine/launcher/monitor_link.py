@@ -29,7 +29,7 @@ _DEATHS_KEPT: Final = 8
 @dataclass(frozen=True)
 class _Handed:
     message: dict[str, Any]
-    descriptors: tuple[int, int]
+    descriptors: tuple[int, ...]
 
 
 @dataclass
@@ -80,10 +80,10 @@ class MonitorLink:
         if self._state is not None:
             self._send(self._state)
 
-    def process(self, process: Process, *, pid: int, read_end: int, pidfd: int) -> None:
+    def process(self, process: Process, *, pid: int, descriptors: tuple[int, ...]) -> None:
         """A process that registered. The descriptors stay the caller's, open until :meth:`exited`."""
         identity = {"role": process.role, "rank": process.rank, "index": process.index, "incarnation": process.incarnation}
-        handed = _Handed(message={"type": "process", **identity, "pid": pid}, descriptors=(read_end, pidfd))
+        handed = _Handed(message={"type": "process", **identity, "pid": pid}, descriptors=descriptors)
         self._processes[process] = handed
         self._send(handed.message, handed.descriptors)
 

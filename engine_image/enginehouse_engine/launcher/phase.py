@@ -1,4 +1,4 @@
-"""The phases of an engine, how long they may last, and the protocol's words for member and ranks in each. Pure.
+"""The phases of an engine, how long they may last, and the protocol's words for member and units in each. Pure.
 
 Does not say what leads from one to the next: ``lifecycle.py`` does.
 """
@@ -39,8 +39,8 @@ def member_word(phase: Phase, *, ends_badly: bool) -> str:
     return {Phase.STARTING: "Starting", Phase.SERVING: "Serving", Phase.ENDED: "Ended"}.get(phase, "Draining")
 
 
-def rank_word(phase: Phase, state: UnitState, *, ends_badly: bool) -> str:
-    """The state of one rank in it."""
+def unit_word(phase: Phase, state: UnitState, *, ends_badly: bool) -> str:
+    """The state of one rank or API server in it."""
     if ends_badly or state is UnitState.DEAD:
         return UnitState.DEAD.value
-    return {Phase.STARTING: UnitState.STARTING.value, Phase.SERVING: state.value}.get(phase, "Draining")
+    return state.value if phase in (Phase.STARTING, Phase.SERVING) else UnitState.DRAINING.value

@@ -12,7 +12,17 @@ API_SERVER: Final = "api-server"
 ENGINE_CORE: Final = "engine-core"
 WORKER: Final = "worker"
 MODEL_FETCH: Final = "model-fetch"
-"""Downloads the model and exits 0: the only process that is neither registered nor expected to stay."""
+"""Downloads the model and exits 0."""
+RAY_START: Final = "ray-start"
+"""Brings up this pod's part of the Ray cluster and exits 0; what it has started is adopted."""
+ERRANDS: Final = frozenset({MODEL_FETCH, RAY_START})
+"""Neither registered nor expected to stay."""
+GCS_SERVER: Final = "gcs-server"
+"""Ray's control store, in the leader."""
+RAYLET: Final = "raylet"
+"""Ray's process in each pod: the parent of its actors."""
+ACTOR_MANAGER: Final = "actor-manager"
+"""Speaks to Ray for the leader's launcher."""
 
 
 @dataclass(frozen=True)
@@ -36,4 +46,6 @@ class Process:
             return f"worker {self.index} of rank {self.rank}{where}"
         if self.role == API_SERVER:
             return f"API server {self.index}"
+        if self.role in (GCS_SERVER, RAYLET):
+            return f"Ray's {self.role.replace('-', '_')}" + (f" in member {self.member}" if self.member else "")
         return self.role.replace("-", " ")

@@ -6,15 +6,23 @@ what was told last is enough. Does not decide (``lifecycle.py``) and does not se
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
+import msgspec
+
+from enginehouse_engine.launcher import termination
 from enginehouse_engine.launcher.actions import Action, Send
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 from enginehouse_engine.launcher.termination import Cause
 from enginehouse_engine.launcher.unit import Unit
+from enginehouse_engine.ray.manager_messages import RankPlacement
 
 Message = dict[str, Any]
+
+_LONGEST_EXITED_BYTES: Final = 48 * 1024
+"""A datagram takes 64 KiB."""
 
 
 def addresses(servers: Iterable[Unit], *, replica_uid: str) -> Message:
@@ -38,29 +46,56 @@ def peers(rank: Unit, *, replica_uid: str) -> Message | None:
     return {"type": "peers", **identity, "records": records}
 
 
-def ranks(state: Message, *, max_context_length: int | None) -> Message:
-    """For API servers: who serves, and as which incarnation; and the context length that none of them may exceed."""
-    rows = [{key: rank[key] for key in ("rank", "incarnation", "state")} for rank in state["ranks"]]
+def ranks(units: Iterable[tuple[Unit, str]], *, max_context_length: int | None) -> Message:
+    """For API servers: who serves, and as which incarnation; and the context length that none of them may exceed.
+
+    One that leaves is over for them before it is gone.
+    """
+    present = [(unit, word) for unit, word in units if not (unit.leaves and unit.over)]
+    rows = [{"rank": unit.rank, "incarnation": unit.incarnation, "state": word} for unit, word in present]
     limit = {} if max_context_length is None else {"maxContextLength": max_context_length}
     return {"type": "ranks", "ranks": rows, **limit}
 
 
-def state(member: str, ranks: Iterable[tuple[Unit, str]]) -> Message:
-    """For the monitor: the pod's state in its word, and each rank's. A rank that is gone still limits what API servers accept."""
-    rows = []
-    for unit, word in ranks:
+def state(member: str, units: Iterable[tuple[Unit, str]], *, max_context_length: int | None) -> Message:
+    """For the monitor: the pod's state in its word, and each unit's.
+
+    A rank that died or left still limits what API servers accept: ``max_context_length`` is the limit of those that left.
+    """
+    ranks, servers = [], []
+    for unit, word in units:
+        row = {"incarnation": unit.incarnation, "state": word}
+        if unit.is_api_server:
+            servers.append({"index": unit.processes[0].index, **row})
+            continue
         fit = unit.fit
-        shown = {"maxContextLength": fit.max_context_length, "kvBlocks": fit.kv_blocks} if fit else {}
-        rows.append({"rank": unit.processes[0].rank or 0, "incarnation": unit.incarnation, "state": word, **shown})
-    return {"type": "state", "state": member, "ranks": rows}
+        length = min(fit.max_context_length, max_context_length or fit.max_context_length) if fit else 0
+        shown = {"maxContextLength": length, "kvBlocks": fit.kv_blocks} if fit else {}
+        ranks.append({"rank": unit.rank, **row, **shown})
+    return {"type": "state", "state": member, "ranks": ranks, "apiServers": servers}
+
+
+def placement(ranks: Iterable[RankPlacement]) -> list[Message]:
+    """For the row: of each rank its newest incarnation, since one may still be on its way out while the next one waits."""
+    newest = {rank.rank: rank for rank in sorted(ranks, key=lambda rank: (rank.rank, rank.incarnation))}
+    return [
+        {
+            "rank": rank.rank,
+            "strategy": rank.strategy,
+            "state": rank.state,
+            "bundles": [msgspec.structs.asdict(bundle) for bundle in rank.bundles],
+        }
+        for rank in newest.values()
+    ]
 
 
 def exited(death: Cause, process: Process, *, planned: bool) -> Message:
     """For the monitor: a process is gone."""
     fields = death.fields()
     if planned:
-        fields |= {"message": f"{process} {death.exit}"}
-    return {"type": "exited", **fields, "index": process.index, "planned": planned}
+        fields = dataclasses.replace(death, message=f"{process} {death.exit}", evidence="").fields()
+    message = {"type": "exited", **fields, "index": process.index, "planned": planned}
+    return termination.shortened(message, limit_bytes=_LONGEST_EXITED_BYTES)
 
 
 def untold(units: Iterable[Unit], *, replica_uid: str, ranks: Message, with_addresses: bool) -> list[Action]:

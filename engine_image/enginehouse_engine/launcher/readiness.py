@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from enginehouse_engine.launcher import messages
 from enginehouse_engine.launcher.process import Process
-from enginehouse_engine.launcher.unit import Unit
+from enginehouse_engine.launcher.unit import Unit, UnitState
 
 
 def is_ready(unit: Unit, units: Iterable[Unit]) -> bool:
@@ -22,9 +22,14 @@ def is_ready(unit: Unit, units: Iterable[Unit]) -> bool:
 
 
 def missing(units: Iterable[Unit]) -> list[Unit]:
-    """Who is not ready; while an API server is not, it may be waiting for any rank that it does not know."""
-    units = list(units)
-    return [unit for unit in units if not is_ready(unit, units)]
+    """Who is not ready; while an API server is not, it may be waiting for any rank that it does not know.
+
+    A rank without a place is not waited for as long as another one has one; nor is one that leaves.
+    """
+    units = [unit for unit in units if not unit.leaves]
+    placed = [unit for unit in units if unit.state is not UnitState.PENDING]
+    waited_for = placed if any(not unit.is_api_server for unit in placed) else units
+    return [unit for unit in waited_for if not is_ready(unit, units)]
 
 
 def max_context_length(units: Iterable[Unit]) -> int:
@@ -57,7 +62,7 @@ def _answer(server: Unit) -> messages.Ready | None:
 def _progress(unit: Unit, process: Process) -> str:
     seen = unit.seen.get(process)
     if seen is None:
-        return "not started"
+        return "no place for it yet" if unit.state is UnitState.PENDING else "not started"
     if seen.exited:
         return f"pid {seen.pid}, gone"
     if seen.killed:

@@ -19,8 +19,11 @@ from enginehouse_engine.launcher.leader_link import LeaderLink
 from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.member_lifecycle import MemberLifecycle
 from enginehouse_engine.launcher.member_links import MemberLinks
+from enginehouse_engine.launcher.rank_set import RankSet
+from enginehouse_engine.launcher.ray_node import HEAD_PORT
+from enginehouse_engine.launcher.ray_unit import ray_unit
 from enginehouse_engine.launcher.termination import Cause
-from enginehouse_engine.launcher.unit import engine_units, member_units
+from enginehouse_engine.launcher.units import engine_units, member_units
 
 Do = Callable[[list[Action]], None]
 
@@ -31,13 +34,14 @@ def as_leader(
     """All units are the leader's to decide on, wherever they live."""
     units = engine_units(api_servers=options.api_servers, **_shape(options))
     life = Lifecycle(units=units, **_common(options, started))
+    ray = f"{door.getsockname()[0]}:{HEAD_PORT}" if door else ""
     links = MemberLinks(
         door,
         loop,
         expected=member_messages.hello(options),
         heard=lambda member, report: do(remote_workers.reported(life, member, report)),
-        lost=lambda member, reason: do(remote_workers.lost(life, member, reason=reason)),
-        orders=lambda member: remote_workers.orders(life, member),
+        lost=lambda member, reason, silent: do(remote_workers.lost(life, member, reason=reason, silent=silent)),
+        orders=lambda member: remote_workers.orders(life, member, ray=ray),
     )
     return life, links
 
@@ -48,7 +52,7 @@ def as_member(
     """``let_in`` is told this member's address when the leader has taken it: its workers may start."""
     name = f"member {options.member} of {options.members}"
     units = member_units(member=options.member, **_shape(options))
-    life = MemberLifecycle(units=units, leader=options.leader, name=name, **_common(options, started))
+    life = MemberLifecycle(units=units, leader=options.leader, name=name, number=options.member, **_common(options, started))
 
     def heard(message: member_messages.FromLeader) -> None:
         if isinstance(message, member_messages.Refused):
@@ -81,9 +85,17 @@ def _shape(options: Options) -> dict[str, int]:
 
 def _common(options: Options, started: float) -> dict[str, Any]:
     return {
+        "ranks": RankSet(
+            options.parallel.data,
+            workers=workers_per_rank(options),
+            workers_each=workers_each(options),
+            needs_places=options.executor == "Ray" and not options.member,
+        ),
         "replica_uid": options.replica_uid,
         "startup_timeout_seconds": options.startup_timeout_seconds,
         "drain_timeout_seconds": options.drain_timeout_seconds,
+        "hang_stall_seconds": options.hang_stall_seconds,
         "now": started,
         "monitor": str(options.monitor_socket or ""),
+        "ray": ray_unit(options.member) if options.executor == "Ray" else None,
     }

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from enginehouse_engine.decode_errors import DECODE_ERRORS
 from enginehouse_engine.message_queue.errors import QueueCorrupt
 from enginehouse_engine.message_queue.payload import Buffer
 
@@ -70,7 +71,7 @@ class MessageCodec(Generic[_Message]):
             if len(self._taken) != len(frames) - 1:
                 raise QueueCorrupt(f"{len(frames) - 1} arrays came, {len(self._taken)} belong to the message")
             return message
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except DECODE_ERRORS as error:
             raise QueueCorrupt(f"undecodable message of {len(frames[0])} bytes: {error}") from error
         finally:
             self._incoming = ()

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from enginehouse_engine.decode_errors import DECODE_ERRORS
 from enginehouse_engine.message_queue.address import QueueAddress
 from enginehouse_engine.message_queue.errors import QueueCorrupt, ReaderRefused
 
@@ -76,7 +77,7 @@ def decode_from_reader(data: bytes) -> FromReader:
     """Raises QueueCorrupt."""
     try:
         return _from_reader.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise QueueCorrupt(f"undecodable control message of {len(data)} bytes from a reader: {error}") from error
 
 
@@ -84,7 +85,7 @@ def decode_to_reader(data: bytes) -> ToReader:
     """Raises QueueCorrupt."""
     try:
         return _to_reader.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise QueueCorrupt(f"undecodable control message of {len(data)} bytes from a writer: {error}") from error
 
 

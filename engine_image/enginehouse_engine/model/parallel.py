@@ -23,7 +23,7 @@ from enginehouse_engine.model.position import Position
 
 __all__ = ["SOLO", "Parallel", "Position", "bind_store", "join"]
 
-_LOOPBACK: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
 _EXCHANGE_SECONDS: Final = 300.0
 """Longer than two workers can be apart in one step, or in loading their weights."""
 _LISTEN_BACKLOG: Final = 128
@@ -110,21 +110,26 @@ SOLO: Final = Parallel(Position())
 """A rank of one worker."""
 
 
-def bind_store() -> tuple[Store, str]:
-    """What worker 0 calls before it publishes: the store in which a rank's workers find each other, listening, and its address."""
+def bind_store(host: str = LOOPBACK) -> tuple[Store, str]:
+    """What worker 0 calls before it publishes: the store in which a rank's workers find each other, listening, and its address.
+
+    ``host``: of this pod, where the rank has workers in others.
+    """
     listener = socket.socket()
-    listener.bind((_LOOPBACK, 0))
+    listener.bind((host, 0))
     listener.listen(_LISTEN_BACKLOG)
     port = listener.getsockname()[1]
     # By itself the store would listen on all addresses.
-    store = TCPStore(_LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    return store, f"{_LOOPBACK}:{port}"
+    store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return store, f"{host}:{port}"
 
 
-def join(store: Store | str, *, position: Position, device: torch.device, deadline_seconds: float) -> Parallel:
+def join(
+    store: Store | str, *, position: Position, device: torch.device, deadline_seconds: float, host: str = LOOPBACK
+) -> Parallel:
     """Meet the other workers of the rank. ``store`` is what :func:`bind_store` gave: worker 0 passes the store, others its address.
 
-    Raises ExecutorFailure when they are not all there in time; it says who is missing.
+    ``host``: where the others reach this one. Raises ExecutorFailure when they are not all there in time; it says who is missing.
     """
     if position.workers == 1:
         return SOLO
@@ -137,7 +142,7 @@ def join(store: Store | str, *, position: Position, device: torch.device, deadli
         if size == 1:
             return None
         remaining = timedelta(seconds=max(1.0, deadline - time.monotonic()))
-        return _group(PrefixStore(name, store), index, size, device, remaining)
+        return _group(PrefixStore(name, store), index, size, device, remaining, host)
 
     try:
         stage = group(f"stage {position.pipeline_index}", position.tensor_index, position.tensor_size)
@@ -174,7 +179,7 @@ def _meet(store: Store, position: Position, deadline: float, deadline_seconds: f
         raise ExecutorFailure(f"worker {position.index} lost the store of worker 0, which has ended: {error}") from error
 
 
-def _group(store: Store, index: int, size: int, device: torch.device, connect_timeout: timedelta) -> _Group:
+def _group(store: Store, index: int, size: int, device: torch.device, connect_timeout: timedelta, host: str) -> _Group:
     exchange_timeout = timedelta(seconds=_EXCHANGE_SECONDS)
     if device.type == "cuda":
         nccl = distributed.ProcessGroupNCCL.Options()
@@ -183,7 +188,7 @@ def _group(store: Store, index: int, size: int, device: torch.device, connect_ti
     options = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined] # the stubs know its former name only
     options._timeout = connect_timeout
     # By default gloo binds to what the host's name resolves to, if it does.
-    options._devices = [distributed.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
+    options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
     gloo = distributed.ProcessGroupGloo(store, index, size, options)
     gloo._set_default_timeout(exchange_timeout)
     return cast(_Group, gloo)

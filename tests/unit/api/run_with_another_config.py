@@ -11,7 +11,7 @@ import msgspec
 from enginehouse_engine import config, flags
 from enginehouse_engine.launcher import command_lines
 from enginehouse_engine.launcher.command_lines import RunFiles
-from enginehouse_engine.launcher.launch import launch
+from enginehouse_engine.launcher.main import launch
 from enginehouse_engine.launcher.process import Process
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import select
+import socket
 from pathlib import Path
 
-from enginehouse_engine.protocol import Outputs, StepStats, encode
+from enginehouse_engine.protocol import Outputs, RequestOutput, StepStats, encode
 
 from .conftest import (
     ANSWER,
@@ -61,6 +62,55 @@ def test_the_launchers_word_that_a_rank_died_fails_its_requests_and_leaves_the_o
     assert post(fresh).status_code == 200
     assert successor.submits.qsize() == 1
     assert other.submits.qsize() == 2
+
+
+def test_a_rank_that_leaves_gets_nothing_new_and_has_drained_when_its_last_answer_has_ended(fresh: ApiServer) -> None:
+    leaving, other = fresh.core(), fresh.core(rank=1)
+    fresh.launcher.wait_for("ready")
+    leaving.behaviour = other.behaviour = says_and_goes_on("be")
+    _tell(fresh, (1, "Serving"), (1, "Serving"))
+    streams = [fresh.raw(request_bytes({**ASK, "stream": True})) for _ in range(2)]
+    for stream in streams:
+        read_until(stream, b'"text":"e"')
+    _tell(fresh, (1, "Draining"), (1, "Serving"))
+    other.behaviour = says(ANSWER)
+    assert [post(fresh).status_code for _ in range(3)] == [200, 200, 200]
+    assert (leaving.submits.qsize(), other.submits.qsize()) == (1, 4)
+    assert fresh.launcher.messages.empty()
+    submit = leaving.submits.get()
+    leaving.send(encode(Outputs((RequestOutput(submit.request_id, (ord("!"),), "length"),))))
+    assert fresh.launcher.wait_for("rankDrained") == {"type": "rankDrained", "rank": 0, "incarnation": 1}
+    whole = [stream for stream in streams if select.select([stream], [], [], 0)[0]]
+    assert len(whole) == 1
+    read_until(whole[0], b"[DONE]")
+    fresh.launcher.send(type="ranks", ranks=[{"rank": 1, "incarnation": 1, "state": "Serving"}])
+    assert [rank["rank"] for rank in fresh.launcher.wait_for("ready")["ranks"]] == [1]
+    assert get(fresh, "/ready").status_code == 200
+
+
+def _one_stream_at_a_rank_that_leaves(server: ApiServer) -> tuple[socket.socket, int]:
+    """Begun, and the rank that it is at."""
+    cores = server.core(), server.core(rank=1)
+    server.launcher.wait_for("ready")
+    for core in cores:
+        core.behaviour = says_and_goes_on("be")
+    stream = server.raw(request_bytes({**ASK, "stream": True}))
+    read_until(stream, b'"text":"e"')
+    leaving = 0 if cores[0].submits.qsize() else 1
+    _tell(server, *((1, "Draining" if rank == leaving else "Serving") for rank in (0, 1)))
+    return stream, leaving
+
+
+def test_a_client_that_goes_away_lets_its_rank_leave(fresh: ApiServer) -> None:
+    stream, leaving = _one_stream_at_a_rank_that_leaves(fresh)
+    stream.close()
+    assert fresh.launcher.wait_for("rankDrained")["rank"] == leaving
+
+
+def test_requests_of_a_rank_that_is_gone_from_the_list_fail_with_an_error_that_clients_may_retry(fresh: ApiServer) -> None:
+    stream, leaving = _one_stream_at_a_rank_that_leaves(fresh)
+    fresh.launcher.send(type="ranks", ranks=[{"rank": 1 - leaving, "incarnation": 1, "state": "Serving"}])
+    read_until(stream, b'"code":"engine_core_lost"')
 
 
 def test_ready_says_which_rank_is_what_when_nobody_serves(fresh: ApiServer) -> None:

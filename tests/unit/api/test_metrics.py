@@ -33,6 +33,18 @@ def test_the_page_lists_what_is_exported(http: httpx.Client) -> None:
     assert listed == exported
 
 
+def test_every_metric_has_a_text_that_names_the_unit_in_its_name(http: httpx.Client) -> None:
+    http.get("/health")
+    text = http.get("/metrics").text
+    exported, texts = (
+        set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)),
+        dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE)),
+    )
+    assert texts.keys() == exported
+    units = [(name, unit) for name in exported for unit in ("seconds", "tokens", "blocks") if f"_{unit}" in name]
+    assert [name for name, unit in units if unit not in texts[name].lower()] == []
+
+
 def test_figures_of_requests_and_ranks(server: ApiServer, core: Core, http: httpx.Client) -> None:
     before = _scrape(server)
     answer = http.post("/v1/completions", json={"model": "sim", "prompt": "hello", "max_tokens": 4, "n": 2}).json()

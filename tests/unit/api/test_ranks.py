@@ -76,15 +76,70 @@ def test_an_incarnation_that_was_over_before_its_hello_is_refused() -> None:
     assert admit(ranks, 0, 2) == ""
 
 
-def test_a_rank_that_was_given_up_or_comes_back_later_is_not_waited_for() -> None:
+def test_a_rank_that_was_given_up_comes_back_later_or_joins_or_leaves_those_that_serve_is_not_waited_for() -> None:
     ranks = Ranks(CONFIG)
     assert ranks.missing() == [0, 1]
-    for state in ("Starting 1", "Serving 1"):
-        over(ranks, state)
-        assert ranks.missing() == [0, 1]
-    for state in ("Restarting 2", "Dead 2"):
+    over(ranks, "Serving 1")
+    assert ranks.missing() == [0, 1]
+    for state in ("Restarting 2", "Dead 2", "Pending 3", "Starting 3", "Draining 3"):
         over(ranks, state)
         assert ranks.missing() == [1]
+
+
+def test_while_the_engine_starts_those_are_waited_for_that_have_a_place() -> None:
+    ranks = Ranks(CONFIG)
+    ranks.told([RankState(0, 1, "Starting"), RankState(1, 1, "Pending"), RankState(2, 1, "Starting")])
+    assert ranks.missing() == [0, 2]
+
+
+def test_a_rank_that_leaves_is_chosen_no_more_and_has_drained_when_its_last_sequence_has_ended() -> None:
+    ranks = both()
+    leaving = ranks.by_identity(b"1-1")
+    assert leaving is not None
+    leaving.in_flight |= {"a", "b"}
+    assert ranks.told([RankState(0, 1, "Serving"), RankState(1, 1, "Draining")]) == []
+    assert {chosen.hello.rank for _ in range(4) if (chosen := ranks.choose(b""))} == {0}
+    assert (len(ranks), ranks.taking, ranks.drained()) == (2, [ranks.by_identity(b"0-1")], set())
+    leaving.in_flight.remove("a")
+    assert ranks.drained() == set()
+    leaving.in_flight.remove("b")
+    assert ranks.drained() == {(1, 1)}
+
+
+def test_a_rank_that_leaves_and_is_not_known_here_has_drained() -> None:
+    """A server that comes back in the middle of a drain must not hold it up."""
+    ranks = Ranks(CONFIG)
+    ranks.told([RankState(0, 1, "Serving"), RankState(1, 3, "Draining")])
+    assert ranks.drained() == {(1, 3)}
+
+
+def test_a_rank_that_is_in_the_list_no_more_is_over_and_comes_back_with_a_later_incarnation_only() -> None:
+    ranks = both()
+    ranks.told([RankState(0, 1, "Serving"), RankState(1, 1, "Serving")])
+    gone = ranks.told([RankState(0, 1, "Serving")])
+    assert [rank.hello.rank for rank in gone] == [1]
+    for rank in gone:
+        ranks.remove(rank)
+    assert ranks.is_over(b"1-1")
+    assert (ranks.drained(), ranks.outage()) == (set(), "")
+    ranks.told([RankState(0, 1, "Serving"), RankState(1, 2, "Starting")])
+    assert admit(ranks, 1, 1) == "incarnation 1 of rank 1 has said hello before"
+    assert admit(ranks, 1, 2) == ""
+
+
+def test_a_rank_beyond_those_that_the_engine_began_with_is_let_in_also_before_the_launcher_has_told_of_it() -> None:
+    ranks = both()
+    assert admit(ranks, 2) == ""
+    assert ranks.told([RankState(rank, 1, "Serving") for rank in range(3)]) == []
+
+
+def test_a_rank_that_joins_lowers_the_limit_which_stays_low_when_it_leaves() -> None:
+    ranks = both()
+    ranks.admit(b"2-1", hello(CONFIG, rank=2, max_context_length=8))
+    ranks.told([RankState(0, 1, "Serving"), RankState(1, 1, "Serving"), RankState(2, 1, "Serving")])
+    for rank in ranks.told([RankState(0, 1, "Serving"), RankState(1, 1, "Serving")]):
+        ranks.remove(rank)
+    assert (len(ranks), ranks.max_context_length) == (2, 8)
 
 
 def test_the_limit_only_falls() -> None:

@@ -96,7 +96,7 @@ def test_requests_go_to_the_rank_with_the_least_to_do(fresh: ApiServer) -> None:
         ({"version": 2}, None, "speaks protocol version 1, the core 2"),
         ({"replica_uid": "uid-0"}, None, "belongs to replica uid-1, the core to uid-0"),
         ({"config_hash": "0"}, None, "the core's configuration 0 is not this API server's"),
-        ({"rank": 2}, None, "rank 2 is unknown: this replica has ranks 0 to 1"),
+        ({"rank": -1}, None, "ranks are numbered from 0, found -1"),
         ({"rank": 1}, "1-7", "does not say rank 1, incarnation 1"),
         ({"max_context_length": 0}, None, "must be at least 1"),
         ({"incarnation": 2}, None, "incarnation 2 of rank 0 is over: incarnation 3 has taken its place"),

@@ -1,9 +1,10 @@
-"""Clients that connect and then do not say what they want."""
+"""Clients that connect and then do not say what they want, or do not read what they asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 import pytest
 import uvicorn
@@ -12,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from enginehouse_engine.api.endpoints import read_body
 from enginehouse_engine.api.errors import ApiError
-from enginehouse_engine.api.http_protocol import HttpProtocol
+from enginehouse_engine.api.http_protocol import CONNECTION, HttpProtocol
 
 DEADLINE_SECONDS = 20.0
 
@@ -41,6 +42,51 @@ def test_a_connection_without_a_request_is_closed(said: bytes) -> None:
             await server.shutdown()
 
     assert asyncio.run(story()) == b""
+
+
+class Impatient(HttpProtocol):
+    stall_seconds = 0.2
+
+
+def test_what_a_client_does_not_read_is_not_collected_and_ends_its_request() -> None:
+    """The application waits, so nothing grows but what it has not sent yet: an answer has at most ``max_tokens`` tokens."""
+    part = b"x" * 0x10000
+    waiting: list[int] = []
+    parts = 0
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal parts
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        left = asyncio.create_task(gone())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not left.done():
+            waiting.append(scope["state"][CONNECTION].transport.get_write_buffer_size())
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            parts += 1
+            await asyncio.sleep(0)
+        over.set()
+
+    async def story() -> None:
+        server = uvicorn.Server(uvicorn.Config(app, http=Impatient, port=0, lifespan="off", log_config=None))
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup()
+        try:
+            address = server.servers[0].sockets[0].getsockname()
+            with socket.create_connection(address) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                await asyncio.wait_for(over.wait(), DEADLINE_SECONDS)
+        finally:
+            await server.shutdown()
+
+    asyncio.run(story())
+    assert max(waiting) <= 2 * len(part) + 100, "the high-water mark, and a part with its chunk's head"
+    assert parts < 1000, "the kernel's buffers took them"
 
 
 def test_a_body_that_does_not_come_is_given_up() -> None:

@@ -66,7 +66,7 @@ class Launcher:
         self.control.settimeout(DEADLINE_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(self.control, 65536, 4)
         self.identity = json.loads(data)
-        self.pipe, self.pidfd = descriptors
+        self.pipe, self.pidfd, *_ = descriptors
         self.say("registered")
 
     def say(self, type_: str, **fields: Any) -> None:

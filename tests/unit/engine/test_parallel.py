@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import torch
 
-from enginehouse_engine.config import EngineConfig, ParallelConfig
+from enginehouse_engine.config import EngineConfig, MembersConfig, ParallelConfig
 from enginehouse_engine.executor.contract import ExecutorFailure
 from enginehouse_engine.executor.model_worker import ModelWorker
 from enginehouse_engine.model.parallel import SOLO, Position, bind_store, join
@@ -46,6 +46,16 @@ def test_the_store_listens_on_the_loopback_address_alone() -> None:
         pass
     with contextlib.closing(socket.socket()) as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", int(port)))
+
+
+def test_the_store_of_a_rank_in_several_members_listens_where_they_reach_it() -> None:
+    config = EngineConfig(
+        replica_uid="uid", model_path="", model_uri="", served_model_name="s", executor="Ray", memory_budget_bytes=1 << 30,
+        parallel=ParallelConfig(tensor=2), members=MembersConfig(count=2, workers_each=1, address="127.0.0.7"),
+    )  # fmt: skip
+    assert ModelWorker(config, rank=0, index=0, stage=print, deadline=0.0).record["store"].startswith("127.0.0.7:")
+    together = msgspec.structs.replace(config, members=MembersConfig(count=2, workers_each=2, address="127.0.0.7"))
+    assert ModelWorker(together, rank=0, index=0, stage=print, deadline=0.0).record["store"].startswith("127.0.0.1:")
 
 
 def test_who_is_missing_at_the_deadline_is_named() -> None:

@@ -43,9 +43,11 @@ class FewBlocks(InProcessExecutor):
     """Says that only so many usable blocks fit, whatever the memory."""
 
     blocks = 10_000
+    _profile: WorkerProfile | None = None
 
     def determine_available_memory(self) -> list[WorkerProfile]:
-        (profile,) = super().determine_available_memory()
+        # Measured once: every engine of a model asks, and the largest steps take longer than what is tested.
+        profile = self._profile = self._profile or super().determine_available_memory()[0]
         return [
             WorkerProfile(
                 available_bytes=(self.blocks + 1) * profile.block_bytes,

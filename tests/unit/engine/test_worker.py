@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from enginehouse_engine.config import ConfigError, EngineConfig
 from enginehouse_engine.core.engine_core import EngineCore
 from enginehouse_engine.cores import usable_cores
+from enginehouse_engine.executor import model_worker
 from enginehouse_engine.executor.contract import ExecutorFailure, StepInput
 from enginehouse_engine.executor.in_process import InProcessExecutor
 from enginehouse_engine.model.position import Position
@@ -116,3 +118,22 @@ def test_cores_are_those_of_the_quota(files: dict[str, str], limit: int | None, 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == (everything if limit is None else min(limit, everything))
+
+
+def test_a_worker_computes_on_the_accelerator_that_was_chosen_for_it(
+    monkeypatch: pytest.MonkeyPatch, small_models: dict[str, Path]
+) -> None:
+    chosen = []
+
+    def on_the_cpu(rank: int, position: Position, *, number: int | None = None) -> torch.device:
+        chosen.append(number)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(model_worker, "device_of", on_the_cpu)
+    worker = model_worker.ModelWorker(
+        config(small_models["llama"]), rank=3, index=0, stage=lambda name: None, deadline=math.inf, device=2
+    )
+    worker.load()
+    assert chosen == [2]
+    assert worker.profile().model_max_length > 0

@@ -9,6 +9,7 @@ say ``hello`` and is ready with them, as the real ones do.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -95,6 +96,18 @@ def _act(registration: Registration, word: str, *, index: int, incarnation: int)
             if os.fork() == 0:
                 time.sleep(float(value))
                 os._exit(0)
+        case "escape" | "c-escape":
+            # A grandchild in a session of its own; the other kind is made behind the interpreter, whose hooks close the pipe.
+            pid = os.fork() if name == "escape" else ctypes.PyDLL(None).fork()
+            if pid == 0:
+                os.setsid()
+                time.sleep(float(value))
+                os._exit(0)
+            _tell(f"has grandchild {pid}")
+        case "abort":
+            # As a C++ library ends that nobody has caught an exception of.
+            os.write(2, f"terminate called after throwing an instance of 'c10::Error'\n  what():  {value}\n".encode())
+            ctypes.CDLL(None).abort()
         case "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(FOREVER_SECONDS)
@@ -118,6 +131,9 @@ def _until_stop(registration: Registration, *, folder: Path, hellos: socket.sock
             continue
         message = registration.receive(None)
         assert message is not None
+        if message["type"] == "ping":
+            registration.send("pong")
+            continue
         if message["type"] in ("ranks", "addresses", "peers"):
             _tell(f"hears {json.dumps(message)}")
             if hello and message["type"] == "addresses":

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from enginehouse_engine.launcher import children
-from enginehouse_engine.launcher.launch import make_run_directory
+from enginehouse_engine.launcher.main import make_run_directory
+from fake_monitor import FakeMonitor, is_state
 from launched_engine import DEADLINE_SECONDS, watched
 
 SERVES = {"api-server 0": "bound,ready=0", "engine-core 0": "addresses"}
@@ -135,6 +136,20 @@ def test_orphans_are_reaped_and_leftovers_do_not_outlive_the_launcher(launched: 
         assert one.process.poll() is None, "and not only at the end: the API server still has its time to stop"
         assert one.wait() == 137
         assert orphan_gone()
+
+
+def test_leftovers_do_not_outlive_a_launcher_that_fails_itself(launched: Any) -> None:
+    one = launched({"api-server 0": "bound,ready=0", "engine-core 0": "orphan=600,addresses", "engine-core 0 again": "broken"})
+    one.ready()
+    core = one.pid("engine core of rank 0")
+    one.until("was given")
+    others = {core, one.pid("API server 0")}
+    (orphan,) = set(map(int, Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split())) - others
+    with watched(orphan) as orphan_gone:
+        os.kill(core, signal.SIGKILL)
+        assert one.wait() == 1
+        assert orphan_gone()
+    assert "this launcher has a mistake" in one.text()
 
 
 def test_a_start_that_takes_too_long_names_the_missing_one_and_its_stage(launched: Any) -> None:
@@ -276,13 +291,17 @@ def test_a_model_that_the_hub_does_not_have_cannot_work(launched: Any, hub: Any)
     assert "the engine ends: ModelNotFound: hf://org/model/other.gguf" in one.text()
 
 
-def test_a_hub_that_is_not_there_may_be_tried_again(launched: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+# For one file the hub library itself tries for 25 s.
+@pytest.mark.parametrize("uri", ["hf://org/model", pytest.param("hf://org/model/tiny.gguf", marks=pytest.mark.slow)])
+def test_a_hub_that_is_not_there_may_be_tried_again(
+    launched: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    one = launched(SERVES, "--model", "hf://org/model/tiny.gguf")
+    one = launched(SERVES, "--model", uri)
     assert one.wait() == 1
-    assert "the engine ends: Exception: hf://org/model/tiny.gguf: the hub cannot be reached" in one.text()
+    assert f"the engine ends: Exception: {uri}: the hub cannot be reached" in one.text()
 
 
 def test_a_download_does_not_outlive_the_launcher(launched: Any, hub: Any) -> None:
@@ -311,48 +330,6 @@ def test_a_download_that_hangs_does_not_hold_the_launcher(launched: Any, hub: An
     assert ("waiting for: the model's download" in one.text()) is (end == "deadline")
 
 
-class FakeMonitor:
-    """The monitor's side of its socket."""
-
-    def __init__(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.server.bind(str(path))
-        self.server.listen()
-        self.server.settimeout(DEADLINE_SECONDS)
-        self.descriptors: list[int] = []
-
-    def accept(self) -> None:
-        self.connection, _ = self.server.accept()
-        self.connection.settimeout(DEADLINE_SECONDS)
-
-    def say(self, **message: Any) -> None:
-        self.connection.send(json.dumps(message).encode())
-
-    def hear(self) -> tuple[dict[str, Any], int]:
-        """A message, and how many descriptors came with it."""
-        data, descriptors, _, _ = socket.recv_fds(self.connection, 65536, 4)
-        assert data, "the launcher closed the socket"
-        self.descriptors += descriptors
-        return json.loads(data), len(descriptors)
-
-    def hear_until(self, wanted: Callable[[dict[str, Any]], bool]) -> list[tuple[dict[str, Any], int]]:
-        heard = [self.hear()]
-        while not wanted(heard[-1][0]):
-            heard.append(self.hear())
-        return heard
-
-    def close(self) -> None:
-        self.connection.close()
-        self.server.close()
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-
-
-def is_state(state: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda message: message.get("state") == state
-
-
 def test_nothing_starts_before_the_monitor_says_stored(launched: Any, tmp_path: Path) -> None:
     monitor = FakeMonitor(tmp_path / "monitor")
     one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"))
@@ -366,7 +343,8 @@ def test_nothing_starts_before_the_monitor_says_stored(launched: Any, tmp_path: 
     if not any(message.get("role") == "engine-core" for message, _ in heard):
         heard.append(monitor.hear())
     processes = {(message["role"], message["pid"]): count for message, count in heard if message["type"] == "process"}
-    assert processes == {("api-server", one.pid("API server 0")): 2, ("engine-core", one.pid("engine core of rank 0")): 2}
+    # Read end, pidfd and the hang-up of the lock.
+    assert processes == {("api-server", one.pid("API server 0")): 3, ("engine-core", one.pid("engine core of rank 0")): 3}
     assert serving["ranks"] == [{"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 128, "kvBlocks": 8}]
     monitor.close()
 
@@ -406,7 +384,9 @@ def test_a_restarted_monitor_is_handed_everything_again(launched: Any, tmp_path:
         "signal": 9,
         "planned": False,
     }
+    evidence = heard[-1].pop("evidence")
     assert heard[-1] == {"type": "exited", **core, **cause}
+    assert evidence.startswith(f"last lines of engine core of rank 0:\nstand-in pid {core['pid']} does addresses\n")
     monitor.close()
 
 
@@ -431,7 +411,9 @@ def test_a_death_while_the_monitor_is_away_is_told_to_the_next_one(launched: Any
 
 
 @pytest.mark.parametrize(
-    "message", [{"type": "drain", "timeoutSeconds": 9}, {"type": "abort", "ranks": [0]}], ids=lambda m: m["type"]
+    "message",
+    [{"type": "drain"}, {"type": "drain", "timeoutSeconds": 0}, {"type": "abort", "ranks": [0]}],
+    ids=["drain", "cut", "abort"],
 )
 def test_the_monitor_can_end_the_engine(launched: Any, tmp_path: Path, message: dict[str, Any]) -> None:
     monitor = FakeMonitor(tmp_path / "monitor")
@@ -444,9 +426,28 @@ def test_the_monitor_can_end_the_engine(launched: Any, tmp_path: Path, message: 
     heard = monitor.hear_until(is_state("Ended"))
     assert [told["planned"] for told, _ in heard if told["type"] == "exited"] == [True, True]
     assert one.wait() == 0
-    assert ("got drain" in one.text()) is (message["type"] == "drain")
-    # Whoever ends on purpose says so in its pipe.
-    assert [os.read(pipe, 10) for pipe in monitor.descriptors if "pipe:" in os.readlink(f"/proc/self/fd/{pipe}")] == [b"bye\n"] * 3
+    assert ("got drain" in one.text()) is (message == {"type": "drain"})
+    # Whoever ends on purpose says so in its pipe; the hang-ups of locks say nothing.
+    said = [os.read(pipe, 10) for pipe in monitor.descriptors if "pipe:" in os.readlink(f"/proc/self/fd/{pipe}")]
+    assert sorted(said) == [b""] * 2 + [b"bye\n"] * 3
+    monitor.close()
+
+
+def test_an_engine_whose_rank_died_in_another_pod_ends_with_that_cause_and_reports_no_failure(
+    launched: Any, tmp_path: Path
+) -> None:
+    monitor = FakeMonitor(tmp_path / "monitor")
+    one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"))
+    monitor.accept()
+    monitor.say(type="stored")
+    monitor.hear_until(is_state("Serving"))
+    one.until("was given")
+    cause = {"class": "Signal", "message": "worker 3 of rank 0 was killed by SIGSEGV", "role": "worker", "rank": 0}
+    monitor.say(type="abort", ranks=[0], cause=cause | {"incarnation": 1, "pid": 77, "exitCode": None, "signal": 11})
+    heard = monitor.hear_until(is_state("Failed"))
+    assert [told for told, _ in heard if told["type"] == "exited" and not told["planned"]] == []
+    assert one.wait() == 139
+    assert "the engine ends: Signal: worker 3 of rank 0 was killed by SIGSEGV" in one.text()
     monitor.close()
 
 

@@ -96,6 +96,7 @@ def test_it_serves_when_every_api_server_knows_every_rank() -> None:
             {"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 32, "kvBlocks": 5},
             {"rank": 1, "incarnation": 1, "state": "Serving", "maxContextLength": 33, "kvBlocks": 5},
         ],
+        "apiServers": [{"index": index, "incarnation": 1, "state": "Serving"} for index in (0, 1)],
     }
 
 
@@ -174,6 +175,26 @@ def test_a_time_to_drain_that_the_monitor_names_is_the_whole() -> None:
     message = {"type": "drain", "timeoutSeconds": 9, "settleSeconds": SETTLE_SECONDS}
     assert asked(story.life.asked_to_stop(timeout_seconds=9)) == [Send(story.servers[0], message)]
     assert story.life.deadline == 9 + DRAIN_MARGIN_SECONDS
+
+
+@pytest.mark.parametrize("first", ["the monitor", "a signal"])
+def test_a_replica_that_ends_drains_once_whoever_says_so_and_however_often(first: str) -> None:
+    """Its object and its pod are deleted by one and the same command: neither is a second request, which would cut."""
+    story = Story().serve()
+    begin, then = [story.life.replica_ends, story.life.asked_to_stop][:: 1 if first == "the monitor" else -1]
+    assert asked(begin()) == [Send(story.servers[0], {"type": "drain", "timeoutSeconds": 60, "settleSeconds": 0})]
+    assert (then(), story.life.replica_ends()) == ([], [])
+    assert story.life.phase is Phase.DRAINING
+    assert told(story.life.asked_to_stop(), "stop") == story.all, "a person's second signal cuts"
+
+
+def test_a_replica_that_ends_while_it_starts_has_nothing_to_drain() -> None:
+    story = Story()
+    story.start()
+    assert killed(story.life.replica_ends()) == story.all
+    for process in story.all:
+        story.exit(process, KILLED)
+    assert (story.life.phase, story.life.cause) == (Phase.ENDED, None)
 
 
 def test_a_drain_that_does_not_end_is_ended_and_a_stop_that_is_not_obeyed_kills() -> None:
@@ -278,9 +299,9 @@ def test_only_the_started_process_registers_and_only_once() -> None:
     story = Story()
     story.start()
     core = story.cores[0]
-    assert "has pid 101, the message came from pid 5" in story.life.may_register(core, pid=5)
-    assert story.life.may_register(core, pid=101) == ""
+    assert "has pid 101, the message came from pid 5" in story.refusal(core, pid=5)
+    assert story.refusal(core, pid=101) == ""
     story.life.registered(core)
-    assert "is registered already, with pid 101" in story.life.may_register(core, pid=101)
+    assert "is registered already, with pid 101" in story.refusal(core, pid=101)
     stale = Process(role=ENGINE_CORE, rank=0, index=0, incarnation=7)
-    assert "has not started engine core of rank 0 (incarnation 7)" in story.life.may_register(stale, pid=101)
+    assert "has not started engine core of rank 0 (incarnation 7)" in story.refusal(stale, pid=101)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,12 +19,20 @@ from enginehouse_engine.launcher.member_messages import Hello, reason_to_refuse
 from enginehouse_engine.launcher.messages import MessageError
 from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, WORKER, Process
+from enginehouse_engine.launcher.rank_set import RankSet
 from enginehouse_engine.launcher.termination import Exit
-from enginehouse_engine.launcher.unit import Unit, engine_units, member_units
+from enginehouse_engine.launcher.unit import Unit
+from enginehouse_engine.launcher.units import engine_units, member_units
 
 RANKS, WORKERS, EACH = 2, 3, 2
 """Rank 0 has two workers in the leader and one in member 1; rank 1 one in member 1 and two in member 2."""
-COMMON = {"replica_uid": "uid", "startup_timeout_seconds": 100.0, "drain_timeout_seconds": 60.0, "now": 0.0}
+COMMON: dict[str, Any] = {
+    "replica_uid": "uid",
+    "startup_timeout_seconds": 100.0,
+    "drain_timeout_seconds": 60.0,
+    "hang_stall_seconds": 120.0,
+    "now": 0.0,
+}
 
 
 @dataclass
@@ -87,7 +96,7 @@ class Replica:
 
     def __init__(self) -> None:
         units = engine_units(api_servers=1, ranks=RANKS, workers=WORKERS, workers_each=EACH)
-        self.leader = Launcher(0, Lifecycle(units=units, **COMMON))
+        self.leader = Launcher(0, Lifecycle(units=units, ranks=_ranks(), **COMMON))
         self.members = [Launcher(number, _member(number)) for number in (1, 2)]
         self.linked = {1, 2}
         self.joined: set[int] = set()
@@ -177,7 +186,11 @@ class Replica:
 
 def _member(number: int) -> MemberLifecycle:
     units: tuple[Unit, ...] = member_units(member=number, ranks=RANKS, workers=WORKERS, workers_each=EACH)
-    return MemberLifecycle(units=units, leader="leader", name=f"member {number} of 3", **COMMON)
+    return MemberLifecycle(units=units, leader="leader", name=f"member {number} of 3", ranks=_ranks(), **COMMON)
+
+
+def _ranks() -> RankSet:
+    return RankSet(RANKS, workers=WORKERS, workers_each=EACH)
 
 
 def _life(member: Launcher) -> MemberLifecycle:
@@ -236,6 +249,53 @@ def test_a_worker_elsewhere_dies_and_its_rank_with_it_while_the_other_goes_on() 
     causes = [launcher.life.cause.fields() for launcher in replica.all if launcher.life.cause]
     assert causes == [causes[0]] * 3
     assert (causes[0]["message"], causes[0]["signal"]) == ("worker 2 of rank 1 in member 2 was killed by SIGKILL", 9)
+
+
+def test_a_member_that_hears_of_a_death_from_its_monitor_ends_with_its_cause_before_the_leader_says_so() -> None:
+    replica = Replica().serve()
+    member = replica.members[1]
+    death = messages.Death(kind="Signal", message="worker 1 died", role="worker", rank=1, incarnation=1, signal=11)
+    member.take(member.life.asked_to_end_ranks((1,), cause=termination.cause_told(death)))
+    member.kernel()
+    assert (member.life.phase, member.reports) == (Phase.ENDED, [True] * len(member.reports))
+    assert termination.exit_code(member.life.cause) == 139
+
+
+def test_a_member_whose_monitor_does_not_know_the_cause_waits_for_the_leader_to_tell_it() -> None:
+    replica = Replica().serve()
+    member = replica.members[1]
+    replica.members[0].die(worker(1, 0), Exit(signal=11))
+    unknown = messages.Death(kind="Unknown", message="pod-1 says that its part of rank 1 is dead, and not why")
+    member.take(member.life.asked_to_end_ranks((1,), cause=termination.cause_told(unknown)))
+    member.kernel()
+    assert (member.alive, member.life.phase) == ([], Phase.STOPPING)
+    replica.up(replica.members[0])
+    replica.down(member)
+    assert (member.life.phase, termination.exit_code(member.life.cause)) == (Phase.ENDED, 139)
+
+
+def test_a_member_whose_replica_object_is_deleted_has_all_drain() -> None:
+    replica = Replica().serve()
+    replica.members[1].take(replica.members[1].life.replica_ends())
+    replica.settle()
+    replica.leader.take(replica.leader.life.replica_ends())
+    replica.members[0].take(replica.members[0].life.asked_to_stop())
+    assert replica.leader.life.phase is Phase.DRAINING
+    replica.drain()
+    assert replica.codes() == [0, 0, 0]
+
+
+def test_a_rank_that_dies_in_a_drain_takes_no_other_with_it_in_its_member() -> None:
+    replica = Replica().serve()
+    member = replica.members[0]
+    replica.leader.take(replica.leader.life.asked_to_stop())
+    replica.settle()
+    (victim, other) = member.alive
+    member.die(victim, KILLED)
+    replica.settle()
+    assert member.alive == [other], "rank 1 finishes its requests"
+    replica.drain()
+    assert replica.codes()[:2] == [137, 137]
 
 
 def test_a_part_that_the_leader_ends_waits_for_the_cause_which_comes_when_the_kernel_has_told_it() -> None:
@@ -324,6 +384,15 @@ def test_a_lost_link_is_the_death_of_all_that_lives_behind_it(by_member: bool) -
         assert termination.exit_code(replica.members[1].life.cause) == 1
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_of_a_member_that_is_silent_the_leaders_own_monitor_is_told_else_the_members(silent: bool) -> None:
+    replica = Replica().serve()
+    actions = remote_workers.lost(replica.leader.life, 2, reason="cut", silent=silent)
+    told = [action for action in actions if isinstance(action, Report) and not action.message["planned"]]
+    assert {(action.process.member, action.process.rank, action.nobody_else_can) for action in told} == {(2, 1, silent)}
+    assert {action.message["class"] for action in told} == {"Lost" if silent else "Exception"}
+
+
 def test_what_a_member_may_not_say_is_an_error() -> None:
     replica = Replica().serve()
     foreign = _life(replica.members[0]).report()
@@ -356,6 +425,23 @@ def test_who_may_join(changes: dict[str, object], reason: str) -> None:
     assert reason_to_refuse(found, expected=HELLO, joined=frozenset({1})) == reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"member": 3, "members": 9, "data": 5}, ""),
+        ({"member": 1}, "member 1 has joined already"),
+        ({"member": 0}, "there is no member 0"),
+        ({"member": 3, "workers_per_member": 1}, "the leader has workers_per_member 2, this member 1"),
+    ],
+)
+def test_with_ray_members_may_come_that_were_not_thought_of(changes: dict[str, object], reason: str) -> None:
+    expected = msgspec.structs.replace(HELLO, executor="Ray")
+    found = msgspec.structs.replace(expected, **changes)
+    refusal = reason_to_refuse(found, expected=expected, joined=frozenset({1}))
+    assert refusal.startswith(reason)
+    assert bool(refusal) is bool(reason)
+
+
 EVENTS = ("join", "up", "down", "ready", "kill", "exit", "kernel", "close", "signal", "drained", "cut", "settle")
 
 
@@ -367,12 +453,12 @@ def test_every_story_of_a_replica_ends_in_all_members_and_no_death_is_forgotten(
     replica = Replica()
     if serves:
         replica.serve()
-    died = False
+    died, signalled = False, list[Launcher]()
     for event, number, which in events:
         launcher = replica.all[number]
         member = replica.members[number % 2]
         victim = launcher.alive[which % len(launcher.alive)] if launcher.alive else None
-        was_whole = replica.leader.life.phase is Phase.SERVING and replica.leader.life.cause is None
+        drained = replica.leader.life.phase is Phase.DRAINING
         match event:
             case "join":
                 replica.join(member)
@@ -383,7 +469,7 @@ def test_every_story_of_a_replica_ends_in_all_members_and_no_death_is_forgotten(
             case "ready":
                 replica.say_ready()
             case "kill" if victim:
-                died = died or (was_whole and victim not in launcher.doomed and victim.role == WORKER and number > 0)
+                died = died or (drained and victim not in launcher.doomed and victim.role == WORKER and number > 0)
                 launcher.die(victim, Exit(signal=11))
             case "exit" if victim:
                 launcher.die(victim, Exit(exit_code=1))
@@ -393,11 +479,11 @@ def test_every_story_of_a_replica_ends_in_all_members_and_no_death_is_forgotten(
             case "kernel":
                 launcher.kernel()
             case "signal":
+                signalled.append(launcher)
                 launcher.take(launcher.life.asked_to_stop())
             case "drained":
                 replica.drain()
             case "cut":
-                died = died or was_whole
                 replica.cut(member)
             case "settle":
                 replica.settle()
@@ -416,5 +502,8 @@ def test_every_story_of_a_replica_ends_in_all_members_and_no_death_is_forgotten(
     assert [launcher.alive for launcher in replica.all] == [[], [], []]
     for launcher, code in zip(replica.all, codes, strict=True):
         assert (code == 0) is (launcher.life.state()["state"] == "Ended")
-        assert code != 0 or False not in launcher.reports or launcher is replica.leader
-    assert not died or codes[0] != 0, "a death elsewhere is not made good by anybody"
+    for launcher, code in zip(replica.members, codes[1:], strict=True):
+        # What had died while it served on is no failure of an end that it, or the leader, was asked for.
+        planned = launcher in signalled or _life(launcher)._leader_state in ("Draining", "Ended")
+        assert code != 0 or False not in launcher.reports or planned
+    assert not died or codes[0] != 0, "a death that cuts requests of a replica that ends is a failure"

@@ -17,9 +17,14 @@ from enginehouse_engine.launcher.memory_budget import (
     CORE_PROCESS_BYTES,
     LAUNCHER_BYTES,
     MIB,
+    RAY_ACTOR_BYTES,
+    RAY_HEAD_BYTES,
+    RAY_NODE_BYTES,
     TORCH_PROCESS_BYTES,
     budget_per_worker_bytes,
+    member_process_bytes,
     rank_process_bytes,
+    ray_bytes,
 )
 from enginehouse_engine.shared_memory_size import rank_shared_memory_bytes
 
@@ -141,3 +146,14 @@ def test_all_together_stay_within_the_share_or_it_is_refused(
         return
     assert budget >= 16 * MIB
     assert LAUNCHER_BYTES + servers * API_SERVER_BYTES + ranks * (max(1, workers) * budget + own) <= limit * percent / 100
+
+
+def test_what_ray_keeps_is_taken_off_and_the_budget_of_a_member_depends_on_its_own_workers_alone() -> None:
+    shape = {"cores": 0, "workers": 2, "workers_per_rank": 2}
+    simulated, ray = (member_process_bytes(executor, **shape) for executor in ("Simulated", "Ray"))
+    assert ray - simulated == 2 * (TORCH_PROCESS_BYTES - CORE_PROCESS_BYTES + RAY_ACTOR_BYTES)
+    assert [ray_bytes("Ray", is_head=is_head) for is_head in (True, False)] == [RAY_HEAD_BYTES, RAY_NODE_BYTES]
+    assert ray_bytes("Multiprocess", is_head=True) == 0
+    common = {"utilization_percent": 100, "ranks": 1, "workers": 2, "api_servers": 0, "rank_process_bytes": ray}
+    left = budget_per_worker_bytes(8 * GIB, **common) - budget_per_worker_bytes(8 * GIB, **common, ray_bytes=RAY_NODE_BYTES)
+    assert left == RAY_NODE_BYTES // 2

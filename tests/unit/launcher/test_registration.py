@@ -1,4 +1,4 @@
-"""The death pipe with real processes: it closes when, and only when, the registered process is gone."""
+"""Death pipe and lock with real processes: one closes, the other is lost, when, and only when, the registered process dies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from enginehouse_engine.launcher.held_lock import hang_up_at_loss
+from enginehouse_engine.registration import LOCK_BYTES
 
 DEADLINE_SECONDS = 30.0
 
@@ -48,7 +52,7 @@ class Registered:
         self.control.settimeout(DEADLINE_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(self.control, 65536, 4)
         self.message = json.loads(data)
-        self.pipe, self.pidfd = descriptors
+        self.pipe, self.pidfd, self.lock = descriptors
         self.control.send(json.dumps(answer or {"type": "registered", "message": ""}).encode())
 
     def hear(self) -> dict[str, Any]:
@@ -58,9 +62,7 @@ class Registered:
         return message
 
     def closed(self, *, within_seconds: float) -> bool:
-        poller = select.poll()
-        poller.register(self.pipe, 0)
-        return bool(poller.poll(within_seconds * 1000))
+        return hung_up(self.pipe, within_seconds=within_seconds)
 
     def said(self) -> bytes:
         waiting = struct.unpack("i", fcntl.ioctl(self.pipe, termios.FIONREAD, b"\0" * 4))[0]
@@ -74,6 +76,13 @@ class Registered:
         self.control.close()
         os.close(self.pipe)
         os.close(self.pidfd)
+        os.close(self.lock)
+
+
+def hung_up(read_end: int, *, within_seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(read_end, 0)
+    return bool(poller.poll(within_seconds * 1000))
 
 
 @pytest.fixture
@@ -146,6 +155,89 @@ def test_a_descendant_that_lives_on_does_not_hide_the_death(launched: Any, desce
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError", "r.bye()", "os._exit(0)"])
+def test_the_lock_is_lost_with_an_end_of_any_kind_and_not_before(launched: Any, end: str) -> None:
+    one = launched(f"r = go(); r.send('up'); r.receive(None)\n{end}")
+    assert one.hear()["type"] == "up"
+    lost = hang_up_at_loss(one.lock)
+    assert lost is not None
+    assert not hung_up(lost, within_seconds=0)
+    one.control.send(b'{"type": "stop"}')
+    assert hung_up(lost, within_seconds=DEADLINE_SECONDS)
+    os.close(lost)
+
+
+def test_the_lock_is_lost_although_a_descendant_keeps_the_pipe_open(launched: Any) -> None:
+    """A fork in C runs no hook of Python that closes the write end."""
+    script = "r = go()\npid = subprocess.Popen(['sleep', '600'], pass_fds=[r._write_end]).pid\nr.send('descendant', pid=pid)"
+    one = launched(f"{script}\ntime.sleep(600)")
+    one.hear()
+    lost = hang_up_at_loss(one.lock)
+    assert lost is not None
+    one.process.kill()
+    assert hung_up(lost, within_seconds=DEADLINE_SECONDS)
+    one.process.wait(DEADLINE_SECONDS)
+    assert not one.closed(within_seconds=0)
+    os.close(lost)
+
+
+def test_a_forked_child_neither_holds_nor_loses_the_lock(launched: Any) -> None:
+    one = launched("r = go()\npid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0)\nr.send('alone')\ntime.sleep(600)")
+    assert one.hear()["type"] == "alone"
+    lost = hang_up_at_loss(one.lock)
+    assert lost is not None
+    assert not hung_up(lost, within_seconds=0)
+    one.process.kill()
+    assert hung_up(lost, within_seconds=DEADLINE_SECONDS)
+    os.close(lost)
+
+
+def test_a_lock_that_was_lost_before_anybody_waited_hangs_up(launched: Any) -> None:
+    one = launched("go()")
+    one.process.wait(DEADLINE_SECONDS)
+    lost = hang_up_at_loss(one.lock)
+    assert lost is not None
+    assert hung_up(lost, within_seconds=DEADLINE_SECONDS)
+    os.close(lost)
+
+
+def test_a_lock_that_nobody_holds_is_not_waited_for() -> None:
+    """Where the C library keeps its locks in another way, its word says nothing, and least of all that somebody has died."""
+    file = os.memfd_create("free", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, LOCK_BYTES)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    assert hang_up_at_loss(file) is None
+    os.close(file)
+
+
+def open_pipes() -> int:
+    return sum(entry.readlink().name.startswith("pipe:") for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+
+
+def test_a_lock_is_not_waited_for_where_no_thread_can_be_started(launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose limit of tasks is reached."""
+    one = launched("go().send('up'); time.sleep(600)")
+    assert one.hear()["type"] == "up"
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = open_pipes()
+    assert hang_up_at_loss(one.lock) is None
+    assert open_pipes() == before
+
+
+@pytest.mark.parametrize("size", [0, LOCK_BYTES], ids=["empty", "not sealed"])
+def test_a_file_that_may_shrink_is_no_lock(size: int) -> None:
+    """Who reads beyond the end of a mapped file is killed."""
+    file = os.memfd_create("no lock", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, size)
+    with pytest.raises(ValueError, match=r"memory file"):
+        hang_up_at_loss(file)
+    os.close(file)
 
 
 def test_the_write_end_is_the_highest_descriptor_and_close_on_exec(launched: Any) -> None:
@@ -252,3 +344,15 @@ for _ in range(3):
 assert os.listdir('/proc/self/fd') == before, os.listdir('/proc/self/fd')
 """
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_registered_process_shows_the_stacks_of_all_threads_and_then_dies_of_the_signal(launched: Any, number: int) -> None:
+    parked = "import threading\nis_there = threading.Event()\ndef parked(): is_there.set(); threading.Event().wait()"
+    threads = f"{parked}\nthreading.Thread(target=parked, daemon=True).start()\nis_there.wait()"
+    one = launched(f"{threads}\ndef here(r): r.send('up'); r.receive(None)\nhere(go())")
+    assert one.hear()["type"] == "up"
+    one.process.send_signal(number)
+    _, shown = one.process.communicate(timeout=DEADLINE_SECONDS)
+    assert one.process.returncode == -number
+    assert (shown.count("most recent call first"), " in here\n" in shown, " in parked\n" in shown) == (2, True, True)

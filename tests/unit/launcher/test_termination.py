@@ -63,6 +63,21 @@ def test_the_message_always_fits_and_keeps_its_end(text: str) -> None:
     assert message == text or text.endswith(message.removeprefix("…"))
 
 
+@given(st.text(max_size=5000), st.text(max_size=4096))
+def test_the_kubelets_limit_holds_with_evidence_which_gives_way_to_the_message(text: str, evidence: str) -> None:
+    data = termination_message(Cause("Exception", text, evidence=evidence))
+    assert len(data) <= 4096
+    found = json.loads(data)
+    assert evidence.endswith(found.get("evidence", "").removeprefix("…"))
+    if found["message"] != text:
+        assert found.get("evidence", "") in ("", "…")
+
+
+def test_a_cause_without_evidence_says_nothing_of_it() -> None:
+    assert "evidence" not in Cause("Exception", "m").fields()
+    assert Cause("Exception", "m", evidence="worker 0 was at a.py:1 f").fields()["evidence"] == "worker 0 was at a.py:1 f"
+
+
 def test_the_log_is_written_only_where_the_kubelet_made_it(tmp_path: Path) -> None:
     cause = Cause("StartupTimeout", "late")
     write_termination_log(cause, tmp_path / "absent")

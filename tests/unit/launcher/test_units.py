@@ -6,6 +6,7 @@ import pytest
 
 from engine_story import CLEAN, KILLED, Story, asked, killed, message_of, ready, reported, started, told
 from enginehouse_engine.launcher import messages, termination
+from enginehouse_engine.launcher.actions import Action, Kill
 from enginehouse_engine.launcher.phase import REAP_SECONDS, STOP_SECONDS, Phase
 from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.termination import Exit
@@ -189,10 +190,9 @@ def test_a_process_that_the_kernel_does_not_let_go_is_named_and_holds_only_its_o
     assert story.life.phase is Phase.STOPPING
     story.life.clock(story.life.deadline)
     story.life.clock(story.life.deadline)
-    assert story.life.phase is Phase.ENDED
-    assert story.life.now == STARTUP_SECONDS + STOP_SECONDS + REAP_SECONDS
+    assert (story.life.phase, story.life.now) == (Phase.ENDED, STARTUP_SECONDS + STOP_SECONDS + REAP_SECONDS)
     assert story.life.cause is not None
-    assert "not ready after 100 s, waiting for: engine core of rank 0 (pid 101, killed and not gone)" in story.life.cause.message
+    assert story.life.cause.message == "60 s after SIGKILL the kernel has not let go of engine core of rank 0 (pid 101)"
 
 
 @pytest.mark.parametrize("survivors", ["rank", "API server"])
@@ -210,8 +210,7 @@ def test_a_death_while_draining_is_not_made_good_and_the_others_finish(survivors
     assert told(actions, "stop") == left
     for process in left:
         story.exit(process, CLEAN, bye=True)
-    assert story.life.phase is Phase.ENDED
-    assert termination.exit_code(story.life.cause) == 137
+    assert (story.life.phase, termination.exit_code(story.life.cause)) == (Phase.ENDED, 137)
 
 
 def test_a_stop_during_a_restart_starts_nothing_and_does_not_wait_for_it() -> None:
@@ -222,6 +221,7 @@ def test_a_stop_during_a_restart_starts_nothing_and_does_not_wait_for_it() -> No
     assert told(actions, "drain") == story.servers
     last = [story.life.exited(process, exit=KILLED, out_of_memory=False) for process in rank]
     assert [started(actions) for actions in last] == [[], []]
+    assert story.life.cause is None, "it was coming back, and the end was asked for"
     again = Story(ranks=2).serve()
     (core,) = again.bring_back(again.exit(again.cores[0], KILLED))
     assert killed(again.life.asked_to_stop()) == [core], "it imports or loads: it would not listen"
@@ -252,6 +252,41 @@ def test_the_monitor_can_end_one_rank_which_is_no_death_and_the_engine_with_the_
     for process in (story.servers[0], story.cores[0], story.cores[2]):
         story.exit(process, CLEAN, bye=True)
     assert (story.life.phase, story.life.cause, story.life.state()["state"]) == (Phase.ENDED, None, "Ended")
+
+
+ELSEWHERE = termination.cause_told(
+    messages.Death(
+        kind="Signal", message="worker 3 of rank 1 was killed by SIGSEGV", role="worker", rank=1, incarnation=1, signal=11
+    )
+)
+
+
+def test_a_rank_that_died_elsewhere_goes_down_here_and_the_others_go_on() -> None:
+    story = Story(ranks=2).serve()
+    actions = story.life.asked_to_end_ranks((1,), cause=ELSEWHERE)
+    assert killed(actions) == [story.cores[1]]
+    assert story.words() == [(1, "Serving"), (1, "Dead")]
+    (report,) = reported(story.exit(story.cores[1], KILLED))
+    assert report["planned"] is True, "it is the failure of the pod where it happened"
+    assert story.life.phase is Phase.SERVING
+    assert story.life.asked_to_end_ranks((1,), cause=ELSEWHERE) == [], "said again after a restart of the monitor"
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.SERVING, Phase.DRAINING])
+def test_an_engine_whose_last_rank_died_elsewhere_ends_with_that_cause(phase: Phase) -> None:
+    story = Story()
+    if phase is Phase.STARTING:
+        story.start()
+    else:
+        story.serve()
+    if phase is Phase.DRAINING:
+        story.life.asked_to_stop()
+    assert story.life.phase is phase
+    story.life.asked_to_end_ranks((0,), cause=ELSEWHERE)
+    assert story.life.state()["state"] == "Failed"
+    assert reported(story.exit(story.cores[0], KILLED) + story.exit(story.servers[0], CLEAN, bye=True))[0]["planned"] is True
+    assert (story.life.phase, story.life.cause) == (Phase.ENDED, ELSEWHERE)
+    assert termination.exit_code(story.life.cause) == 139
 
 
 def test_a_process_that_cannot_be_started_again_is_a_death_of_its_unit_only() -> None:
@@ -303,10 +338,8 @@ def test_records_of_an_incarnation_that_is_over_reach_nobody() -> None:
 def test_a_process_of_the_last_incarnation_cannot_register_any_more() -> None:
     story = Story(ranks=2).serve()
     (again,) = story.bring_back(story.exit(story.cores[0], KILLED))
-    assert "has not started engine core of rank 0 (incarnation 1), or it is over" in story.life.may_register(
-        story.cores[0], pid=101
-    )
-    assert "is registered already" in story.life.may_register(again, pid=104)
+    assert "has not started engine core of rank 0 (incarnation 1), or it is over" in story.refusal(story.cores[0], pid=101)
+    assert "is registered already" in story.refusal(again, pid=104)
 
 
 def test_a_process_that_was_reaped_before_its_registration_was_read_is_not_registered_any_more() -> None:
@@ -322,7 +355,7 @@ def test_a_process_that_was_reaped_before_its_registration_was_read_is_not_regis
     for number, process in enumerate((core, worker, other), start=200):
         story.life.started(process, pid=number)
     story.life.exited(worker, exit=KILLED, out_of_memory=False)
-    assert "is over" in story.life.may_register(worker, pid=201)
+    assert "is over" in story.refusal(worker, pid=201)
 
 
 def test_a_rank_serves_again_when_the_only_api_server_that_did_not_know_it_dies() -> None:
@@ -360,3 +393,78 @@ def test_a_process_that_exits_without_a_word_is_blamed_and_not_the_one_that_says
     story.life.exited(other, exit=Exit(exit_code=1), out_of_memory=False)
     assert story.life.cause is not None
     assert (story.life.cause.process, story.life.cause.kind) == (silent, termination.EXIT_CODE)
+
+
+def test_a_rank_that_dies_of_an_accelerators_error_is_not_started_again_here() -> None:
+    """What was said before the death counts, and also what is found out only when the worker is reaped."""
+    for says_first in (True, False):
+        story = Story(ranks=2, workers=1).serve()
+        core, worker = (process for process in story.all if process.rank == 0)
+        error = messages.Failed(cause="DeviceError", message="CUDA error: unspecified launch failure")
+        if says_first:
+            story.life.said(worker, error)
+        story.life.pipe_closed(core if says_first else worker, bye=False)
+        assert story.words()[0] == (1, "Dead" if says_first else "Restarting")
+        story.life.said(worker, error)
+        story.life.was_dying(worker)
+        story.life.said(core, messages.Failed(cause="Exception", message="worker 0 failed"))
+        actions = story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False)
+        actions += story.life.exited(core, exit=Exit(exit_code=1), out_of_memory=False)
+        assert started(actions) == []
+        assert (story.words(), story.life.deadline) == ([(1, "Dead"), (1, "Serving")], float("inf"))
+        assert story.life.cause is not None
+        assert (story.life.cause.process, story.life.cause.kind) == (worker, "DeviceError")
+
+
+def test_a_device_error_forbids_a_restart_in_place_also_when_somebody_else_is_to_blame() -> None:
+    story = Story(ranks=2, workers=1).serve()
+    core, worker = (process for process in story.all if process.rank == 0)
+    story.life.pipe_closed(core, bye=False)
+    story.life.exited(core, exit=Exit(signal=9), out_of_memory=False)
+    story.life.said(worker, messages.Failed(cause="DeviceError", message="CUDA error"))
+    story.life.was_dying(worker)
+    assert started(story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False)) == []
+    assert story.words() == [(1, "Dead"), (1, "Serving")]
+    assert story.life.cause is not None
+    assert story.life.cause.process == core
+
+
+def test_an_engine_ends_when_its_only_rank_turns_out_to_have_died_of_an_accelerators_error() -> None:
+    story = Story(workers=1).serve()
+    (worker,) = story.workers
+    story.life.pipe_closed(worker, bye=False)
+    story.life.said(worker, messages.Failed(cause="DeviceError", message="CUDA error"))
+    assert story.words() == [(1, "Restarting")]
+    assert told(story.life.exited(worker, exit=Exit(exit_code=1), out_of_memory=False), "stop") == story.servers
+    assert story.life.phase is Phase.STOPPING
+
+
+def asked_for_stacks(actions: list[Action]) -> list[tuple[Process, bool]]:
+    return [(action.process, action.asked_first) for action in actions if isinstance(action, Kill)]
+
+
+def test_whoever_is_killed_because_of_a_death_is_asked_where_it_was_and_nobody_in_a_planned_end() -> None:
+    story = Story(ranks=3, workers=1).serve()
+    rank = [process for process in story.all if process.rank == 0]
+    assert asked_for_stacks(story.life.pipe_closed(rank[0], bye=False)) == [(process, True) for process in rank]
+    gone = [process for process in story.all if process.rank == 1]
+    assert asked_for_stacks(story.life.asked_to_end_ranks((1,))) == [(process, False) for process in gone]
+    story = Story(workers=1).serve()
+    story.life.asked_to_stop(timeout_seconds=0)
+    assert asked_for_stacks(story.life.clock(story.life.deadline)) == [(process, False) for process in story.all]
+
+
+def test_whoever_is_missing_when_a_start_takes_too_long_is_asked_where_it_is_if_it_can_answer() -> None:
+    story = Story()
+    story.start()
+    story.life.registered(story.cores[0])
+    assert asked_for_stacks(story.life.clock(story.life.deadline)) == [(story.servers[0], False), (story.cores[0], True)]
+
+
+def test_what_a_process_holds_is_used_again_when_it_is_reaped_and_not_when_its_end_begins() -> None:
+    story = Story(workers=1).serve()
+    core, worker = (process for process in story.all if process.rank == 0)
+    begun = story.life.pipe_closed(core, bye=False) + story.life.pipe_closed(worker, bye=False)
+    assert started(begun + story.life.exited(core, exit=KILLED, out_of_memory=False)) == [], "its worker still holds its device"
+    again = started(story.life.exited(worker, exit=KILLED, out_of_memory=False))
+    assert [process.incarnation for process in again] == [2, 2]

@@ -97,7 +97,8 @@ def test_strangers_at_the_sockets_change_nothing(make_writer, attach) -> None:
     writer = make_writer("w1")
     reader = attach(writer, reader="w1")
     strangers = []
-    for garbage in (b"\xff" * 100, encode(Welcome(first_sequence=1)), b"\x80", b""):
+    endless = b"\x81\xa1a" + b"\x91" * 4000
+    for garbage in (b"\xff" * 100, encode(Welcome(first_sequence=1)), b"\x80", endless, b""):
         stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stranger.connect(f"\0{writer.address.local}")
         if garbage:
@@ -105,7 +106,7 @@ def test_strangers_at_the_sockets_change_nothing(make_writer, attach) -> None:
         strangers.append(stranger)
     far = zmq.Context.instance().socket(zmq.DEALER)
     far.connect(writer.address.remote)
-    for frames in ([b"\xff" * 100], [b"a", b"b"], [b""], [encode(Dismissed(reason=""))]):
+    for frames in ([b"\xff" * 100], [b"a", b"b"], [b""], [endless], [encode(Dismissed(reason=""))]):
         far.send_multipart(frames)
     for number in range(200):
         writer.send([str(number).encode()], deadline_seconds=10)

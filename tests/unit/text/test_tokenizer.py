@@ -62,8 +62,12 @@ def test_a_text_gives_the_tokens_of_transformers(kinds: dict[str, tuple[Tokenize
     assert ours.encode(text, add_special_tokens=False) == reference(text, add_special_tokens=False).input_ids
 
 
+# transformers gives every byte-level vocabulary a token of this text, also one whose file has none.
+_NO_TOKEN_OF_THE_REFERENCE = st.text(max_size=60).filter(lambda text: "<|endoftext|>" not in text)
+
+
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(max_size=60))
+@given(text=_NO_TOKEN_OF_THE_REFERENCE)
 @pytest.mark.parametrize("kind", ["gpt-2", "llama-bpe", "qwen2", "tekken", "sentencepiece"])
 def test_any_text_gives_the_tokens_of_transformers(kinds: dict[str, tuple[Tokenizer, Any]], kind: str, text: str) -> None:
     ours, reference = kinds[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from enginehouse_engine.executor import multiprocess
-from enginehouse_engine.executor.contract import Executor, ExecutorFailure, StepInput
+from enginehouse_engine.executor.contract import Executor, ExecutorFailure, SamplingInput, StepInput, StepOutput
 from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
 from enginehouse_engine.executor.simulated import SimulatedExecutor
+from enginehouse_engine.shared_memory_size import RESPONSE_RING_BYTES
 from rank_processes import PATIENCE_SECONDS, Rank
 
 
@@ -24,6 +26,40 @@ def step(tokens: int = 3) -> StepInput:
         block_tables=np.arange(1, 20, dtype=np.int32).reshape(1, -1),
         choosing=1,
     )
+
+
+def decoding(turn: int, *, sequences: int = 64, alternatives: int = 20) -> StepInput:
+    """One token more for each, other ones each time, and everybody wants to see log probabilities."""
+    zeros, ones = np.zeros(sequences, np.float32), np.ones(sequences, np.float32)
+    none = np.zeros(0, np.int32)
+    return StepInput(
+        tokens=(np.arange(sequences, dtype=np.int32) * 31 + turn * 7) % 256,
+        query_lengths=np.ones(sequences, np.int32),
+        context_lengths=np.full(sequences, 1, np.int32),
+        block_tables=np.arange(1, sequences + 1, dtype=np.int32).reshape(-1, 1),
+        choosing=sequences,
+        sampling=SamplingInput(
+            temperature=zeros,
+            top_k=np.zeros(sequences, np.int32),
+            top_p=ones,
+            min_p=zeros,
+            uniform=np.zeros(sequences),
+            presence_penalty=zeros,
+            frequency_penalty=zeros,
+            repetition_penalty=ones,
+            history_rows=none,
+            history_tokens=none,
+            history_generated=np.zeros(0, np.bool_),
+            bias_rows=none,
+            bias_tokens=none,
+            bias_values=np.zeros(0, np.float32),
+            logprobs=alternatives,
+        ),
+    )
+
+
+def arrays(output: StepOutput) -> list[np.ndarray]:  # type: ignore[type-arg]  # of several types
+    return [array for field in dataclasses.fields(output) if (array := getattr(output, field.name)) is not None]
 
 
 def start(rank: Rank) -> MultiprocessExecutor:
@@ -63,6 +99,24 @@ def test_workers_compute_what_one_process_computes_and_all_answer_a_call(make_ra
     executor.shutdown()
     with pytest.raises(ExecutorFailure, match="was shut down"):
         executor.check_health()
+
+
+def test_log_probabilities_that_are_held_while_decoding_goes_on_stall_nothing_and_stay_as_they_were(make_rank) -> None:  # type: ignore[no-untyped-def]
+    """Four times through the ring of answers; nobody may wait for what is held, nor write where it is."""
+    executor = start(make_rank(1, behaviours={}))
+    alone = SimulatedExecutor(executor._config)
+    for each in (executor, alone):
+        bring_to_step(each)
+    held: list[StepOutput] = []
+    wanted: list[StepOutput] = []
+    while sum(array.nbytes for output in held for array in arrays(output)) < 4 * RESPONSE_RING_BYTES:
+        held.append(executor.execute_model(decoding(len(held))))
+        wanted.append(alone.execute_model(decoding(len(wanted))))
+    executor.shutdown()
+    assert len({output.top_tokens.tobytes() for output in held if output.top_tokens is not None}) > 100, "not all the same"
+    for output, other in zip(held, wanted, strict=True):
+        assert [array.tolist() for array in arrays(output)] == [array.tolist() for array in arrays(other)]
+        assert all(array.flags.writeable for array in arrays(output)), "its own"
 
 
 @pytest.mark.parametrize("method", ["load", "profile", "initialize_kv_cache", "execute_model"])

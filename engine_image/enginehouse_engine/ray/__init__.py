@@ -1,0 +1,1 @@
+"""What speaks to Ray, and how it is decided what to say."""
