@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import flags as operator_flags
+from . import log_format
 from .kubernetes_client import KubernetesClient, NoCluster, configure
 from .lease import LeaseLost
 from .run import run
@@ -21,7 +22,9 @@ from .run import run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     flags = operator_flags.parse(arguments)
-    logging.basicConfig(level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_format.formatter(flags.log_format))
+    logging.basicConfig(level=flags.log_level.upper(), handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:

@@ -7,26 +7,40 @@ Does not decide, does not write statuses.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 
 import msgspec
 
-from . import names, reasons
+from . import log_format, names, reasons
 from .api import EngineCopy, InvalidSpec
 from .events import NORMAL, WARNING, Events
 from .kubernetes_client import PODS, REPLICAS, ApiError, Conflict, Forbidden, Invalid, KubernetesClient, NotFound
-from .observe import Engine, Replica
 from .pod_state import Problem
 from .read import World
-from .steps import AnyStep, ApplyObject, CreateMember, CreateReplica, DeleteMember, DeleteReplica, EndReplica, LeaveService
+from .seen import Engine, Replica
+from .steps import (
+    AnyStep,
+    ApplyObject,
+    CreateMember,
+    CreateReplica,
+    DeleteMember,
+    DeleteReplica,
+    EndReplica,
+    LeaveService,
+    RemoveRow,
+    ResizeReplica,
+)
 from .wanted.metadata import Owner
 from .wanted.pods import Images, pod
+from .wanted.ray_token import TOKEN_BYTES, needs_token, token_secret
 from .wanted.replicas import replica as replica_manifest
 
 log = logging.getLogger("enginehouse.operator")
 
-_TOLD = (CreateReplica, EndReplica, CreateMember)
-"""Steps that are worth an Event."""
+_TOLD = (CreateReplica, EndReplica, ResizeReplica)
+"""Steps that are worth an Event: one for each end, one for each successor and change of ranks, however many members."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -37,6 +51,13 @@ class Outcome(msgspec.Struct, kw_only=True):
     """Something was not as it had been read: it is there already, gone, or another one by now."""
     problems: list[tuple[str, Problem]] = []
     """With the name of the replica concerned, empty for the engine's own."""
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            acted=self.acted + other.acted,
+            is_stale=self.is_stale or other.is_stale,
+            problems=[*self.problems, *other.problems],
+        )
 
 
 class Actor:
@@ -51,19 +72,20 @@ class Actor:
         """Raises Unavailable when the API server cannot be reached: the pass ends there and is tried again."""
         outcome, by_name = Outcome(problems=[]), {replica.name: replica for replica in replicas}
         for step in steps:
+            about = log_format.about(engine.namespace, engine.name, object=step.name, reason=step.reason)
             try:
                 await self._one(step, engine, by_name)
             except (Conflict, NotFound) as error:
-                log.info("%s/%s: %s: %s", engine.namespace, engine.name, step.message, error)
+                log.info("%s: %s", step.message, error, extra=about)
                 outcome.is_stale = True
                 continue
             except (Invalid, Forbidden) as error:
-                log.warning("%s/%s: %s: %s", engine.namespace, engine.name, step.message, error)
+                log.warning("%s: %s", step.message, error, extra=about)
                 concerned = step.replica if isinstance(step, CreateMember) else ""
                 outcome.problems.append((concerned, refusal(error, is_pod=isinstance(step, CreateMember))))
                 continue
             outcome.acted += not isinstance(step, ApplyObject)  # nothing follows from it; what it cannot change would spin
-            log.info("%s/%s: %s (%s)", engine.namespace, engine.name, step.message, step.reason)
+            log.info("%s (%s)", step.message, step.reason, extra=about)
             if isinstance(step, _TOLD):
                 kind = WARNING if isinstance(step, EndReplica) and step.end.failure is not None else NORMAL
                 await self._events.say(world.engine, kind=kind, reason=step.reason, message=step.message)
@@ -80,10 +102,17 @@ class Actor:
                 )
             case DeleteReplica():
                 await client.delete(REPLICAS, namespace, step.name, uid=step.uid)
+            case ResizeReplica():
+                patch = {"metadata": {"resourceVersion": step.version}, "spec": {"data": step.data}}
+                await client.merge(REPLICAS, namespace, step.name, uid=step.uid, patch=patch)
+            case RemoveRow():
+                known = {"name": step.member, "uid": step.member_uid}
+                place = f"/status/members/{step.place}"
+                await client.remove_from_status(REPLICAS, namespace, step.name, uid=step.uid, path=place, known=known)
             case CreateMember():
                 replica = replicas[step.replica]
                 if replica.copy is not None:
-                    await client.create(self.member(engine, replica, replica.copy, step))
+                    await self._create_member(engine, replica, replica.copy, step)
             case LeaveService():
                 patch = {"metadata": {"labels": {names.LABEL_SERVING: None}}}
                 await client.merge(PODS, namespace, step.name, uid=step.uid, patch=patch)
@@ -91,6 +120,13 @@ class Actor:
                 await client.delete(PODS, namespace, step.name, uid=step.uid)
             case ApplyObject():
                 await client.apply(step.manifest)
+
+    async def _create_member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> None:
+        if needs_token(copy) and step.ordinal == 0:
+            # Before the leader, which the other members cannot do without; never looked at afterwards.
+            with contextlib.suppress(Conflict):  # made already, by a pass that came no further
+                await self._client.create(token_secret(replica_owner(engine, replica), token=secrets.token_hex(TOKEN_BYTES)))
+        await self._client.create(self.member(engine, replica, copy, step))
 
     def member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> dict[str, object]:
         """The pod of a step."""

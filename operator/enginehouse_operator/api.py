@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -123,6 +123,10 @@ class Auth(Part, frozen=True, kw_only=True):
     api_key_secret_ref: KeyRef
 
 
+class Tls(Part, frozen=True, kw_only=True):
+    secret_name: str
+
+
 class Ray(Part, frozen=True, kw_only=True):
     placement_strategy: str = "Pack"
 
@@ -142,7 +146,8 @@ class Service(Part, frozen=True, kw_only=True):
 
 
 class EngineCopy(Part, frozen=True, kw_only=True):
-    """What a running replica is made from: ``EngineReplica.spec.engine``. A change of any field replaces the replica."""
+    """What a running replica is made from: ``EngineReplica.spec.engine``. A change of any field replaces the replica; but see
+    :attr:`lasting`."""
 
     model: Model | None = None
     """Absent only with executor Simulated."""
@@ -158,13 +163,46 @@ class EngineCopy(Part, frozen=True, kw_only=True):
     hang: Hang = Hang()
     drain: Drain = Drain()
     auth: Auth | None = None
+    tls: Tls | None = None
+    """Absent = plain HTTP."""
     ray: Ray | None = None
     template: dict[str, Any] = {}
     """A pod overlay; read by ``wanted/template.py``."""
 
+    def __post_init__(self) -> None:
+        shape = self.parallelism
+        if self.is_elastic and shape.workers_per_member is None:
+            # What one pod holds must not depend on how many ranks there are: each has pods of its own.
+            shape = msgspec.structs.replace(shape, workers_per_member=shape.workers_of_rank)
+            msgspec.structs.force_setattr(self, "parallelism", shape)
+        # msgspec leaves out a part that is its default, not one that only equals it: then a default that a newer schema writes out
+        # would be another revision.
+        for name, default in zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False):
+            if isinstance(default, Part) and getattr(self, name) == default:
+                msgspec.structs.force_setattr(self, name, default)
+
     @property
     def members(self) -> int:
         return self.parallelism.members
+
+    @property
+    def scheme(self) -> str:
+        """Of the OpenAI API's URL."""
+        return "http" if self.tls is None else "https"
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether ranks come and go while others serve."""
+        return self.executor == "Ray"
+
+    @property
+    def lasting(self) -> Self:
+        """Without what may change while a replica lives: what two copies are compared by, and a replica stores."""
+        return self.with_data(1) if self.is_elastic else self
+
+    def with_data(self, data: int) -> Self:
+        """The same with so many ranks."""
+        return msgspec.structs.replace(self, parallelism=msgspec.structs.replace(self.parallelism, data=data))
 
 
 class EngineSpec(EngineCopy, frozen=True, kw_only=True):
@@ -199,18 +237,21 @@ class ReplicaSpec(Part, frozen=True, kw_only=True):
     epoch: int
     engine: dict[str, Any]
     """As stored; read by :func:`parse_copy`."""
+    data: int | None = None
+    """Ranks that the replica shall have now, where they come and go; the copy has none then."""
     failures: tuple[Failure, ...] = ()
     end: End | None = None
 
 
 def revision(copy: EngineCopy) -> str:
     """A hash for labels and dashboards: ten hexadecimal digits. Decisions compare copies, not hashes."""
-    return hashlib.sha256(msgspec.json.encode(copy, order="deterministic")).hexdigest()[:10]
+    return hashlib.sha256(msgspec.json.encode(copy.lasting, order="deterministic")).hexdigest()[:10]
 
 
-def parse_copy(stored: Mapping[str, Any]) -> EngineCopy:
-    """Read ``EngineReplica.spec.engine``. Raises InvalidSpec."""
-    return convert(stored, EngineCopy)
+def parse_copy(stored: Mapping[str, Any], *, data: int | None = None) -> EngineCopy:
+    """Read ``EngineReplica.spec.engine``, with the number of ranks of now where it may change. Raises InvalidSpec."""
+    copy = convert(stored, EngineCopy)
+    return copy.with_data(data) if copy.is_elastic and data is not None else copy
 
 
 def parse_replica(spec: Mapping[str, Any]) -> ReplicaSpec:

@@ -15,14 +15,14 @@ import msgspec
 
 from . import names, reasons
 from .api import Restart
-from .failures import REMOVED, Failure, seconds_between
-from .observe import Replica
-from .ranks import restarted_in_place
+from .endings import died_of
+from .failures import Failure, seconds_between
+from .seen import Replica
 
 FIRST_DELAY_SECONDS: Final = 10.0
 LONGEST_DELAY_SECONDS: Final = 300.0
 EARLY_SECONDS: Final = 600.0
-"""A replica that somebody removed before this age delays its successor like a failure."""
+"""Whose class delays early ones only: a replica that ends before this age delays its successor like a failure."""
 MOST_CARRIED: Final = 128
 """Failures that one successor's spec may hold: the schema's limit."""
 CARRIED_CHARACTERS: Final = 512
@@ -46,12 +46,12 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
     if end is None:
         raise ValueError(f"replica {ended.name} has not ended")
     counted = count(ended, policy=policy, resume_after=resume_after) if same_revision else ()
-    own = end.failure if end.failure in counted else None
-    carried = tuple(msgspec.structs.replace(record, message=record.message[:CARRIED_CHARACTERS]) for record in counted)
-    if own is not None and own.is_permanent:
+    own = next((failure for failure in counted if failure == died_of(ended)), None)
+    carried = tuple(msgspec.structs.replace(record, message=record.message[:CARRIED_CHARACTERS], evidence="") for record in counted)
+    if own is not None and own.policy.is_final:
         return Verdict(not_before=None, failures=carried, reason=own.class_, message=f"{ended.name}: {own.message or own.class_}")
-    spent = sum(failure.costs_budget for failure in counted)
-    if own is not None and own.costs_budget and spent > policy.max_restarts:
+    spent = sum(failure.policy.counts for failure in counted)
+    if own is not None and own.policy.counts and spent > policy.max_restarts:
         return Verdict(
             not_before=None,
             failures=carried,
@@ -62,7 +62,7 @@ def verdict(ended: Replica, *, policy: Restart, same_revision: bool, resume_afte
                 f"{names.ANNOTATION_RESUME_AFTER}=<the present time, RFC 3339>; the last failure: {own}"
             ),
         )
-    in_place = {failure.identity for failure in _in_place(ended)}  # the first successor comes at once also after these
+    in_place = {failure.identity for failure in ended.restarted_in_place}  # the first successor comes at once also after these
     delay = delay_seconds(sum(failure.identity not in in_place for failure in counted)) if own is not None else 0.0
     earliest = end_time(ended) + timedelta(seconds=delay) if own is not None else ended.created
     when = f"{delay:.0f} s after the end of {ended.name}"
@@ -89,13 +89,13 @@ def delay_seconds(failures: int) -> float:
 def count(ended: Replica, *, policy: Restart, resume_after: datetime | None) -> tuple[Failure, ...]:
     """The failures that count against an ended replica's index: distinct, inside the window, not forgiven, oldest first.
 
-    Those that its launcher answered itself count too.
+    Of its own: one for each restart in place, and one for its death, however many ranks died of it.
     """
     until = end_time(ended)
     records = {failure.identity: failure for failure in ended.spec.failures}
-    records |= {failure.identity: failure for failure in _in_place(ended)}
-    own = ended.spec.end.failure if ended.spec.end is not None else None
-    if own is not None and (own.class_ != REMOVED or seconds_between(ended.created, until) < EARLY_SECONDS):
+    records |= {failure.identity: failure for failure in ended.restarted_in_place}
+    own = died_of(ended)
+    if own is not None and (own.policy.delays == "always" or seconds_between(ended.created, until) < EARLY_SECONDS):
         records[own.identity] = own
     since = until - timedelta(seconds=policy.window_seconds)
     if resume_after is not None:
@@ -104,18 +104,9 @@ def count(ended: Replica, *, policy: Restart, resume_after: datetime | None) -> 
     return tuple(sorted(inside, key=lambda record: record.detected_time or until)[-MOST_CARRIED:])
 
 
-def _in_place(ended: Replica) -> tuple[Failure, ...]:
-    return tuple(
-        msgspec.structs.replace(failure, replica=ended.name, replica_uid=ended.uid)
-        for row in ended.rows
-        for failure in restarted_in_place(row)
-    )
-
-
 def end_time(ended: Replica) -> datetime:
-    """When the replica ended: the failure's time, else the deadline of a planned end."""
-    end = ended.spec.end
+    """When the replica died, else the deadline of a planned end."""
+    end, failure = ended.spec.end, died_of(ended)
     if end is None:
         raise ValueError(f"replica {ended.name} has not ended")
-    failure = end.failure
     return failure.detected_time if failure is not None and failure.detected_time is not None else end.deadline

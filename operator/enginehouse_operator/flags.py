@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import __version__
+from . import __version__, log_format
 from .wanted.pods import Images
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -31,35 +31,18 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int
     workers: int
     log_level: str
+    log_format: str
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
     """Exits with a message when they make no sense."""
-    parser = argparse.ArgumentParser(
-        prog="enginehouse-operator",
-        description="Turns InferenceEngine objects into replicas, members and their rights, and reports what became of them.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--engine-image", required=True, help="image of engines that name none (spec.image)")
-    parser.add_argument("--monitor-image", required=True, help="image of the monitor sidecar: the operator's own")
-    parser.add_argument(
-        "--image-pull-policy",
-        choices=("Always", "IfNotPresent", "Never"),
-        default="IfNotPresent",
-        help="of both containers; spec.template may set another for the engine (default: %(default)s)",
-    )
-    parser.add_argument("--namespace", help="watch this namespace only, with rights in it alone; absent = all namespaces")
-    parser.add_argument("--lease-namespace", help="where the operator's Lease is (default: --namespace, else the operator's own)")
-    parser.add_argument("--health-port", type=int, default=8080, help="serves /healthz; 0 = do not (default: %(default)s)")
-    parser.add_argument("--metrics-port", type=int, default=9090, help="serves /metrics; 0 = do not (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=8, help="engines that are worked on at once (default: %(default)s)")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    found = parser.parse_args(arguments)
+    command_line = parser()
+    found = command_line.parse_args(arguments)
     if found.workers < 1:
-        parser.error("--workers must be at least 1")
+        command_line.error("--workers must be at least 1")
     lease_namespace = found.lease_namespace or found.namespace or _own_namespace()
     if lease_namespace is None:
-        parser.error("outside a pod, --lease-namespace says where the operator's Lease is")
+        command_line.error("outside a pod, --lease-namespace says where the operator's Lease is")
     return Flags(
         images=Images(engine=found.engine_image, monitor=found.monitor_image, pull_policy=found.image_pull_policy),
         namespace=found.namespace,
@@ -69,7 +52,43 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         metrics_port=found.metrics_port,
         workers=found.workers,
         log_level=found.log_level,
+        log_format=found.log_format,
     )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag with its meaning, also for `docs/reference/settings.md`."""
+    found = argparse.ArgumentParser(
+        prog="enginehouse-operator",
+        description="Turns InferenceEngine objects into replicas, members and their rights, and reports what became of them.",
+    )
+    found.add_argument("--version", action="version", version=__version__)
+    found.add_argument("--engine-image", required=True, help="image of engines that name none (spec.image)")
+    found.add_argument("--monitor-image", required=True, help="image of the monitor sidecar: the operator's own")
+    found.add_argument(
+        "--image-pull-policy",
+        choices=("Always", "IfNotPresent", "Never"),
+        default="IfNotPresent",
+        help="of both containers; spec.template may set another for the engine (default: %(default)s)",
+    )
+    found.add_argument("--namespace", help="watch this namespace only, with rights in it alone; absent = all namespaces")
+    found.add_argument("--lease-namespace", help="where the operator's Lease is (default: --namespace, else the operator's own)")
+    found.add_argument("--health-port", type=int, default=8080, help="serves /healthz; 0 = do not (default: %(default)s)")
+    found.add_argument("--metrics-port", type=int, default=9090, help="serves /metrics; 0 = do not (default: %(default)s)")
+    found.add_argument("--workers", type=int, default=8, help="engines that are worked on at once (default: %(default)s)")
+    found.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least that is logged (default: %(default)s)",
+    )
+    found.add_argument(
+        "--log-format",
+        choices=log_format.FORMATS,
+        default="text",
+        help="text for people, json for collectors: one object a line (default: %(default)s)",
+    )
+    return found
 
 
 def _own_namespace() -> str | None:

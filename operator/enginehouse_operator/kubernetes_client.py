@@ -1,4 +1,4 @@
-"""The only module that talks to Kubernetes: read, create, apply, patch and delete the ten kinds that the operator knows.
+"""The only module that talks to Kubernetes: read, create, apply, patch and delete the twelve kinds that the operator knows.
 
 Invariant: every request has a deadline; every write names the object by UID where it exists already, so that it never hits a
 namesake; an answer that is no success becomes one of the errors below, decided by the caller and never retried here.
@@ -18,7 +18,7 @@ import msgspec
 from kubernetes.aio import client as transport
 from kubernetes.aio import config as transport_config
 
-from . import names
+from . import metrics, names
 
 REQUEST_SECONDS: Final = 15.0
 PAGE: Final = 500
@@ -79,20 +79,24 @@ ENGINES: Final = Kind(names.API_VERSION, "inferenceengines")
 REPLICAS: Final = Kind(names.API_VERSION, "enginereplicas")
 PODS: Final = Kind("v1", "pods")
 SERVICES: Final = Kind("v1", "services")
+SECRETS: Final = Kind("v1", "secrets")
 SERVICE_ACCOUNTS: Final = Kind("v1", "serviceaccounts")
 ROLES: Final = Kind("rbac.authorization.k8s.io/v1", "roles")
 ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io/v1", "rolebindings")
 CLAIMS: Final = Kind("v1", "persistentvolumeclaims")
 EVENTS: Final = Kind("v1", "events")
+DISRUPTION_BUDGETS: Final = Kind("policy/v1", "poddisruptionbudgets")
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
 
 BY_KIND: Final = {
     names.REPLICA_KIND: REPLICAS,
     "Pod": PODS,
     "Service": SERVICES,
+    "Secret": SECRETS,
     "ServiceAccount": SERVICE_ACCOUNTS,
     "Role": ROLES,
     "RoleBinding": ROLE_BINDINGS,
+    "PodDisruptionBudget": DISRUPTION_BUDGETS,
     "Event": EVENTS,
     "Lease": LEASES,
 }
@@ -102,6 +106,7 @@ _decode = msgspec.json.Decoder().decode
 
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
+_JSON_PATCH: Final = "application/json-patch+json"
 
 
 async def configure() -> transport.Configuration:
@@ -134,7 +139,7 @@ class KubernetesClient:
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """The object, or None when there is none."""
         try:
-            return await self._send("GET", kind.path(namespace, name))
+            return await self._send("GET", kind.path(namespace, name), counted=("get", kind.plural))
         except NotFound:
             return None
 
@@ -144,7 +149,8 @@ class KubernetesClient:
         more: str | None = ""
         while more is not None:
             query = {"limit": str(limit or PAGE)} | ({"labelSelector": selector} if selector else {})
-            page = await self._send("GET", kind.path(namespace), query | ({"continue": more} if more else {}))
+            query |= {"continue": more} if more else {}
+            page = await self._send("GET", kind.path(namespace), query, counted=("list", kind.plural))
             found += page["items"]
             more = page["metadata"].get("continue") or None if limit is None else None
         return found
@@ -153,12 +159,13 @@ class KubernetesClient:
         """POST. Raises Conflict when the name is taken."""
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
         query = {"fieldManager": names.FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
-        return await self._send("POST", kind.path(metadata["namespace"]), query, body=manifest)
+        counted = ("try" if dry_run else "create", kind.plural)
+        return await self._send("POST", kind.path(metadata["namespace"]), query, body=manifest, counted=counted)
 
     async def apply(self, manifest: Raw) -> Raw:
         """Server-side apply of the whole intent; made when absent."""
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
-        return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest)
+        return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest, kind.plural)
 
     async def apply_status(self, kind: Kind, seen: Mapping[str, Any], status: Raw) -> Raw:
         """Server-side apply of the operator's part of a status. Raises Conflict when the object is another one by now."""
@@ -169,30 +176,47 @@ class KubernetesClient:
             "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
             "status": status,
         }
-        return await self._apply(kind.path(metadata["namespace"], metadata["name"], "status"), body)
+        return await self._apply(kind.path(metadata["namespace"], metadata["name"], "status"), body, f"{kind.plural}/status")
 
     async def merge(self, kind: Kind, namespace: str, name: str, *, uid: str, patch: Raw) -> Raw:
         """Merge patch of the object with this UID. Raises Conflict when it is another one, NotFound when it is gone."""
         body = patch | {"metadata": {**patch.get("metadata", {}), "uid": uid}}
         query = {"fieldManager": names.FIELD_MANAGER}
-        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE)
+        counted = ("patch", kind.plural)
+        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE, counted=counted)
+
+    async def remove_from_status(
+        self, kind: Kind, namespace: str, name: str, *, uid: str, path: str, known: Mapping[str, str]
+    ) -> Raw:
+        """Take one element of a list out of a status. Raises Conflict when the object is another one, or when the element at
+        ``path`` does not have the ``known`` values any more."""
+        tests = [{"op": "test", "path": "/metadata/uid", "value": uid}]
+        tests += [{"op": "test", "path": f"{path}/{key}", "value": value} for key, value in known.items()]
+        body = [*tests, {"op": "remove", "path": path}]
+        where, query = kind.path(namespace, name, "status"), {"fieldManager": names.FIELD_MANAGER}
+        counted = ("patch", f"{kind.plural}/status")
+        try:
+            return await self._send("PATCH", where, query, body=body, content_type=_JSON_PATCH, counted=counted)
+        except Invalid as error:
+            raise Conflict(error.what, status=error.status, reason=error.reason, message=error.message) from error
 
     async def replace(self, manifest: Raw) -> Raw:
         """PUT, refused (Conflict) unless ``metadata.resourceVersion`` is still the present one."""
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
-        return await self._send("PUT", kind.path(metadata["namespace"], metadata["name"]), body=manifest)
+        where = kind.path(metadata["namespace"], metadata["name"])
+        return await self._send("PUT", where, body=manifest, counted=("update", kind.plural))
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with this UID. Gone already, or another one by now, is as good."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._send("DELETE", kind.path(namespace, name), body=body)
+            await self._send("DELETE", kind.path(namespace, name), body=body, counted=("delete", kind.plural))
         except (NotFound, Conflict):
             return
 
-    async def _apply(self, path: str, body: Raw) -> Raw:
+    async def _apply(self, path: str, body: Raw, what: str) -> Raw:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._send("PATCH", path, query, body=body, content_type=_APPLY)
+        return await self._send("PATCH", path, query, body=body, content_type=_APPLY, counted=("apply", what))
 
     async def _send(
         self,
@@ -200,26 +224,30 @@ class KubernetesClient:
         path: str,
         query: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         *,
-        body: Raw | None = None,
+        body: Raw | Sequence[Raw] | None = None,
         content_type: str = "application/json",
+        counted: tuple[str, str],
     ) -> Raw:
-        """One request, one answer."""
+        """One request, one answer; ``counted`` as this verb on this kind."""
         what = f"{method} {path}"
         if query:
             path = f"{path}?{urlencode(query)}"
         headers = {"Accept": "application/json", "Content-Type": content_type}
+        code = 0
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 request = await self._transport.param_serialize(
                     method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
                 )
                 answer = await self._transport.call_api(*request, _request_timeout=_DEADLINE)
-                content = await answer.read()
+                content, code = await answer.read(), answer.status
         except TimeoutError as error:
             raise Unavailable(what, status=0, message=f"no answer within {REQUEST_SECONDS:.0f} s") from error
         except aiohttp.ClientError as error:
             raise Unavailable(what, status=0, message=str(error) or type(error).__name__) from error
-        return _result(what, answer.status, content)
+        finally:
+            metrics.API_REQUESTS.labels(*counted, str(code)).inc()
+        return _result(what, code, content)
 
 
 def _result(what: str, status: int, content: bytes) -> Raw:

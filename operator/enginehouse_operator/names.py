@@ -22,9 +22,9 @@ FIELD_MANAGER: Final = "enginehouse-operator"
 LABEL_ENGINE: Final = f"{GROUP}/engine"
 """Name of the engine: on replicas, members and everything else made for an engine."""
 LABEL_REPLICA: Final = f"{GROUP}/replica"
-"""Name of the replica: on members, service accounts, roles and bindings."""
+"""Name of the replica: on members, service accounts, roles, bindings and the secret with Ray's token."""
 LABEL_REVISION: Final = f"{GROUP}/revision"
-"""Hash of the copied spec, for people and dashboards; decisions compare the copies themselves."""
+"""Hash of the copied spec: on replicas and members, for people and dashboards; decisions compare the copies themselves."""
 LABEL_ROLE: Final = f"{GROUP}/role"
 """``leader`` or ``worker``: on members."""
 LABEL_ORDINAL: Final = f"{GROUP}/ordinal"
@@ -38,15 +38,24 @@ WORKER: Final = "worker"
 ANNOTATION_RESUME_AFTER: Final = f"{GROUP}/resume-after"
 """Set by people on an engine, RFC 3339: failures up to then are forgiven, and no successor starts before."""
 ANNOTATION_WANTED: Final = f"{GROUP}/wanted"
-"""Hash of what was last applied: makes a removed field visible, which a comparison of the present ones cannot."""
+"""Hash of what was last applied: on services, rights and disruption budgets, which an apply puts right. Makes a removed field
+visible, which a comparison of the present ones cannot."""
 
 ENGINE_CONTAINER: Final = "engine"
 MONITOR_CONTAINER: Final = "monitor"
+MONITOR_TOKEN_VOLUME: Final = "monitor-token"
 HTTP_PORT: Final = 8000
 HTTP_PORT_NAME: Final = "http"
 MEMBERS_PORT: Final = 7411
 """Where the leader's launcher listens for those of the other members."""
 MEMBERS_PORT_NAME: Final = "members"
+RAY_HEAD_PORT: Final = 6379
+"""Of the leader's gcs_server, which all members and their actors reach."""
+RAY_HEAD_PORT_NAME: Final = "ray-head"
+RAY_NODE_PORTS: Final = {"ray-node": 6380, "ray-objects": 6381}
+"""Of each member's raylet, by name; its actors have ports 20000 to 20099."""
+MOST_MEMBERS: Final = 64
+"""Of one replica."""
 
 LEASE: Final = "enginehouse-operator"
 
@@ -67,6 +76,11 @@ def member_name(replica: str, *, replica_uid: str, ordinal: int) -> str:
     return f"{replica}-{short_hash(replica_uid, ordinal)}"
 
 
+def token_secret_name(replica: str, *, replica_uid: str) -> str:
+    """At most 63 characters. With the UID: it never meets that of a deleted namesake."""
+    return f"{replica}-{short_hash(replica_uid, 'ray-token')}"
+
+
 def service_name(engine: str) -> str:
     """The service that clients use."""
     return engine
@@ -74,6 +88,11 @@ def service_name(engine: str) -> str:
 
 def members_service_name(engine: str) -> str:
     """The headless service that gives members their DNS names."""
+    return f"{engine}-members"
+
+
+def disruption_budget_name(engine: str) -> str:
+    """Of all members."""
     return f"{engine}-members"
 
 

@@ -1,8 +1,8 @@
-"""Raw objects to Seen: what the planners need to know of the world, as plain frozen values.
+"""Raw objects to values: what the API said, read once, field by field.
 
 Invariant: only what the API said in this pass; an object counts as an engine's only if its controller reference has the
-engine's UID (a replica's: the replica's UID), whatever its labels say. A row counts only for the pod whose UID it carries.
-Does not decide (``plan_engine.py``, ``plan_replica.py``) and does not read the API (``kubernetes_client.py``).
+engine's UID (a replica's: the replica's UID), whatever its labels say. What cannot be read ends no pass.
+Does not conclude (``seen.py``) and does not read the API (``kubernetes_client.py``).
 """
 
 from __future__ import annotations
@@ -14,141 +14,12 @@ from typing import Any
 import msgspec
 
 from . import names
-from .api import EngineCopy, InvalidSpec, ReplicaSpec, parse_copy, parse_replica
-from .failures import Failure
-from .pod_state import Problem, pod_failure, pod_problem
-from .ranks import DEAD, FAILED, SERVING, RankRow, Row, merged
+from .api import InvalidSpec, parse_copy, parse_replica
+from .pod_state import is_node_lost, pod_failure, pod_problem
+from .ranks import Row
+from .seen import Engine, Member, Replica, ordinals
 
 Raw = Mapping[str, Any]
-
-
-class _Seen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A plain value."""
-
-
-class Member(_Seen, frozen=True, kw_only=True):
-    """One pod of a replica."""
-
-    name: str
-    uid: str
-    ordinal: int = 0
-    """Number in the replica, by its name; 0 = the leader. -1: its name is not one that was given."""
-    deletion_deadline: datetime | None = None
-    """When the API server kills it, if it is being deleted."""
-    has_ended: bool = False
-    """All containers are over: phase Failed or Succeeded."""
-    succeeded: bool = False
-    is_ready: bool = False
-    is_in_service: bool = False
-    """Carries the label that the service selects."""
-    failure: Failure | None = None
-    """Of the container status, when it has ended with a failure."""
-    problem: Problem | None = None
-    """What keeps it from running, as far as the pod says."""
-
-    @property
-    def is_leader(self) -> bool:
-        return self.ordinal == 0
-
-
-class Replica(_Seen, frozen=True, kw_only=True):
-    """One EngineReplica with its members and rows."""
-
-    name: str
-    uid: str
-    generation: int
-    created: datetime
-    is_deleting: bool = False
-    spec: ReplicaSpec
-    copy: EngineCopy | None
-    """None: stored by a version that wrote something this one cannot read. Then it is left alone."""
-    members: tuple[Member, ...] = ()
-    rows: tuple[Row, ...] = ()
-    conditions: tuple[dict[str, Any], ...] = ()
-    observed_generation: int = 0
-
-    @property
-    def is_live(self) -> bool:
-        """Counts in ``replicas``: neither asked to end nor being deleted."""
-        return self.spec.end is None and not self.is_deleting
-
-    @property
-    def is_gone(self) -> bool:
-        """Asked to end, and none of its pods is left."""
-        return self.spec.end is not None and not self.members
-
-    @property
-    def leader(self) -> Member | None:
-        return next((member for member in self.members if member.is_leader), None)
-
-    def row_of(self, member: Member) -> Row | None:
-        """The row that this very pod wrote."""
-        return next((row for row in self.rows if row.name == member.name and row.uid == member.uid), None)
-
-    @property
-    def lost_rows(self) -> tuple[Row, ...]:
-        """Rows whose pod is gone, or was replaced by one of the same name."""
-        present = {member.name: member.uid for member in self.members}
-        return tuple(row for row in self.rows if present.get(row.name) != row.uid)
-
-    @property
-    def ranks(self) -> tuple[RankRow, ...]:
-        """As the rows of present pods tell, by number."""
-        return merged(filter(None, (self.row_of(member) for member in self.members)))
-
-    @property
-    def ranks_of_ended_members(self) -> frozenset[int]:
-        """Ranks that had a part in a member that is over: the others can do nothing without it."""
-        if self.copy is None:
-            return frozenset()
-        lost = {row.name for row in self.lost_rows}
-        ended = {member.name for member in self.members if member.has_ended}
-        failed = {row.name for row in self.rows if row.state == FAILED}
-        over = [ordinal for name, ordinal in _ordinals(self.name, self.uid, self.copy).items() if name in lost | ended | failed]
-        return frozenset(rank for ordinal in over for rank in self.copy.parallelism.ranks_of(ordinal))
-
-    @property
-    def living_ranks(self) -> frozenset[int]:
-        """Ranks that serve, or may yet."""
-        if self.copy is None:
-            return frozenset()
-        dead = {rank.rank for rank in self.ranks if rank.state == DEAD}
-        return frozenset(range(self.copy.parallelism.data)) - dead - self.ranks_of_ended_members
-
-    @property
-    def is_serving(self) -> bool:
-        """Its leader answers its readiness probe: at least one rank serves."""
-        leader = self.leader
-        if not self.is_live or self.copy is None or leader is None:
-            return False
-        return leader.is_ready and leader.deletion_deadline is None and any(rank.state == SERVING for rank in self.ranks)
-
-    @property
-    def is_ready(self) -> bool:
-        """Every rank serves, no member is leaving, and the leader answers its readiness probe."""
-        if not self.is_serving or self.copy is None or any(member.deletion_deadline for member in self.members):
-            return False
-        serving = {rank.rank for rank in self.ranks if rank.state == SERVING}
-        return serving == self.living_ranks == set(range(self.copy.parallelism.data))
-
-
-class Engine(_Seen, frozen=True, kw_only=True):
-    """The metadata of an InferenceEngine that decisions need."""
-
-    name: str
-    namespace: str
-    uid: str
-    generation: int
-    is_deleting: bool = False
-    resume_after: datetime | None = None
-    resume_after_is_bad: bool = False
-    status: dict[str, Any] = {}
-
-
-def _ordinals(replica: str, replica_uid: str, copy: EngineCopy | None) -> dict[str, int]:
-    """The members' numbers by their names."""
-    count = 1 if copy is None else copy.members
-    return {names.member_name(replica, replica_uid=replica_uid, ordinal=ordinal): ordinal for ordinal in range(count)}
 
 
 def engine(raw: Raw) -> Engine:
@@ -196,14 +67,15 @@ def _replica(raw: Raw, pods: list[Raw]) -> Replica | None:
     except InvalidSpec:
         return None  # not written by any version of this operator: the CRD would have refused it
     try:
-        copy = parse_copy(spec.engine)
+        copy = parse_copy(spec.engine, data=spec.data)
     except InvalidSpec:
         copy = None
-    ordinals = _ordinals(metadata["name"], metadata["uid"], copy)
-    members = [_member(pod, ordinals) for pod in pods]
+    numbers = ordinals(metadata["name"], metadata["uid"])
+    members = [_member(pod, numbers) for pod in pods]
     return Replica(
         name=metadata["name"],
         uid=metadata["uid"],
+        version=metadata.get("resourceVersion", ""),
         generation=metadata.get("generation", 0),
         created=_time(metadata["creationTimestamp"]),
         is_deleting="deletionTimestamp" in metadata,
@@ -234,7 +106,7 @@ def _rows(raw: Iterable[Raw], *, written: Mapping[str, datetime]) -> tuple[Row, 
     return tuple(rows)
 
 
-def _member(pod: Raw, ordinals: Mapping[str, int]) -> Member:
+def _member(pod: Raw, numbers: Mapping[str, int]) -> Member:
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata.get("labels") or {}
     phase = status.get("phase", "Pending")
@@ -243,12 +115,14 @@ def _member(pod: Raw, ordinals: Mapping[str, int]) -> Member:
     return Member(
         name=metadata["name"],
         uid=metadata["uid"],
-        ordinal=ordinals.get(metadata["name"], -1),
+        created=_time(metadata["creationTimestamp"]) if "creationTimestamp" in metadata else None,
+        ordinal=numbers.get(metadata["name"], -1),
         deletion_deadline=_time(deletion) if deletion else None,
         has_ended=phase in ("Failed", "Succeeded"),
         succeeded=phase == "Succeeded",
         is_ready=ready,
         is_in_service=labels.get(names.LABEL_SERVING) == "true",
+        node_is_lost=is_node_lost(pod),
         failure=pod_failure(pod),
         problem=pod_problem(pod),
     )
@@ -264,6 +138,6 @@ def _resume_after(annotations: Mapping[str, str]) -> tuple[datetime | None, bool
         return None, False
     try:
         found = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
+        return (found.astimezone(UTC), False) if found.tzinfo is not None else (None, True)
+    except (msgspec.ValidationError, OverflowError):  # the first and the last day there is have no UTC everywhere
         return None, True
-    return (found.astimezone(UTC), False) if found.tzinfo is not None else (None, True)

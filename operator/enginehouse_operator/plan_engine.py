@@ -3,9 +3,9 @@
 Invariants: at most one live replica per index; a planned end never takes the number of serving replicas below
 ``replicas - rollout.maxUnavailable`` (or of those that serve already); the plan of a settled world is empty.
 Who goes first when there are too many: an index that waits for a successor, then replicas that do not serve, then those with a
-rank that does not, then those of an older spec, then the highest index. A replica that lost some of its ranks serves on, smaller,
-and ends when its successor may come and enough others serve. An ended replica stays until its index has a successor, whose spec
-takes over its epoch + 1 and its failures; so its name is never given twice.
+unit that does not, then those of an older spec, then the highest index. A replica that lost some of its units (ranks, API servers)
+serves on, smaller, and ends when its successor may come and enough others serve. An ended replica stays until its index has a
+successor, whose spec takes over its epoch + 1 and its failures; so its name is never given twice.
 Does not make members (``plan_replica.py``), does not act, knows no clock but ``now``.
 """
 
@@ -19,9 +19,10 @@ import msgspec
 from . import budget, names, reasons
 from .api import End, EngineCopy, EngineSpec
 from .budget import Verdict
-from .endings import cause_due, ending_of, is_over
+from .endings import cause_due, dated, ending_of, is_over
 from .failures import Failure, seconds_between
-from .observe import Engine, Replica
+from .plan_elastic import next_replacement, resize
+from .seen import Engine, Replica
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
 
 
@@ -57,15 +58,22 @@ def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *
     copy = spec.copy()
     kept, surplus = _choose(slots, copy, spec.desired_replicas)
     steps += _end_surplus(surplus, spec, now)
-    outdated = [slot.live for slot in kept if slot.live is not None and not is_up_to_date(slot.live, copy)]
+    live = [slot.live for slot in kept if slot.live is not None]
+    outdated = [replica for replica in live if not is_up_to_date(replica, copy)]
+    asked = [resize(replica, copy.parallelism.data, generation=engine.generation) for replica in live if replica not in outdated]
+    resized = [step for step in asked if step is not None]
     created, waiting = _create(engine, kept, spec, copy, now)
     broken, delayed = _broken(engine, kept, spec, copy, now)
+    # What ends a replica may lie in a rank that is to go: that is seen after its row.
+    broken = [step for step in broken if step.name not in {resizing.name for resizing in resized}]
     waiting += delayed
+    steps += resized
     if not hold:
         endings = [_end(replica, reasons.ROLLOUT, "the spec it was made from changed", now) for replica in outdated]
         steps += [*_replace(kept, endings + broken, spec), *created]
     steps += _delete_succeeded(slots)
-    moments = [verdict.not_before for verdict in waiting] + [cause_due(slot.live) for slot in kept if slot.live is not None]
+    moments = [verdict.not_before for verdict in waiting]
+    moments += [moment for replica in live for moment in (cause_due(replica), next_replacement(replica))]
     # A cause that was waited for in vain: what follows from that is in the plan already.
     delays = [seconds_between(now, moment) for moment in moments if moment is not None and moment > now]
     return EnginePlan(
@@ -75,7 +83,7 @@ def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *
 
 def is_up_to_date(replica: Replica, copy: EngineCopy) -> bool:
     """Both read through today's schema. A replica that cannot be read is left alone."""
-    return replica.copy is None or replica.copy == copy
+    return replica.copy is None or replica.copy.lasting == copy.lasting
 
 
 def _slots(replicas: Iterable[Replica], now: datetime) -> tuple[list[Slot], list[AnyStep]]:
@@ -120,14 +128,14 @@ def _end_surplus(surplus: list[Slot], spec: EngineSpec, now: datetime) -> list[A
 def _broken(
     engine: Engine, kept: list[Slot], spec: EngineSpec, copy: EngineCopy, now: datetime
 ) -> tuple[list[EndReplica], list[Verdict]]:
-    """Ends of replicas that lost some of their ranks and whose successor may come, and why the others have to wait."""
+    """Ends of replicas that lost some of their units and whose successor may come, and why the others have to wait."""
     endings, waiting = [], []
     for slot in kept:
         live = slot.live
         ending = ending_of(live, now=now) if live is not None else None
         if live is None or live.copy is None or ending is None or is_over(live, ending) or not is_up_to_date(live, copy):
             continue
-        step = ending.step(live, deadline=now + timedelta(seconds=live.copy.drain.timeout_seconds), now=now)
+        step = dated(live, ending).step(live, deadline=now + timedelta(seconds=live.copy.drain.timeout_seconds), now=now)
         ended = msgspec.structs.replace(live, spec=msgspec.structs.replace(live.spec, end=step.end))
         judged = budget.verdict(ended, policy=spec.restart, same_revision=True, resume_after=engine.resume_after)
         if judged.not_before is None or judged.not_before > now:

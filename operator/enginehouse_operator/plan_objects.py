@@ -1,4 +1,4 @@
-"""Services and rights: which have to be applied, because they are missing or not as wanted.
+"""Services, rights and the disruption budget: which have to be applied, because they are missing or not as wanted.
 
 Invariant: an object of somebody else is never touched, whatever its name. The plan is empty when everything is as wanted.
 Does not render them (``wanted/``) and does not act.

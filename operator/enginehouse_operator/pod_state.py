@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from . import names, reasons
-from .failures import UNKNOWN, Failure
+from .failures import NODE_LOST, REMOVED, UNKNOWN, Failure
 
 SIGNAL_BASE: Final = 128
 EXIT_CONFIG: Final = 78
@@ -24,6 +24,10 @@ EXIT_CONFIG: Final = 78
 _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
 )
+_NODE_LOST_REASONS: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+"""Of the condition DisruptionTarget."""
+_SHUTDOWN_REASONS: Final = frozenset({"Terminated", "NodeShutdown"})
+"""Of a pod that the kubelet ended because its node shuts down in order."""
 _CREATE_REASONS: Final = frozenset({"CreateContainerError", "RunContainerError", "ContainerCannotRun", "StartError"})
 
 
@@ -34,6 +38,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     wants_person: bool = False
     """It will not go away by itself: ``Stalled``."""
+    is_harmless: bool = False
+    """What serves, serves on."""
 
 
 def pod_problem(pod: Mapping[str, Any]) -> Problem | None:
@@ -49,7 +55,20 @@ def pod_problem(pod: Mapping[str, Any]) -> Problem | None:
         problem = _waiting(name, container, waiting.get("reason") or "", waiting.get("message") or "")
         if problem is not None:
             return problem
-    return None
+    return _monitor_down(name, status) if "deletionTimestamp" not in pod["metadata"] else None
+
+
+def is_node_lost(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod was given up together with its node, or is being deleted while nobody on its node says how it is.
+
+    The kubelet keeps Ready equal to ContainersReady; of a node that is silent, Kubernetes itself takes Ready away.
+    """
+    found = {condition["type"]: condition for condition in (pod.get("status") or {}).get("conditions") or ()}
+    target = found.get("DisruptionTarget") or {}
+    if target.get("status") == "True" and target.get("reason") in _NODE_LOST_REASONS:
+        return True
+    ready, containers = ((found.get(kind) or {}).get("status") for kind in ("Ready", "ContainersReady"))
+    return "deletionTimestamp" in pod["metadata"] and ready == "False" and containers == "True"
 
 
 def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
@@ -68,7 +87,15 @@ def pod_failure(pod: Mapping[str, Any]) -> Failure | None:
         if ended and ended.get("exitCode") != 0 and container["name"] != names.MONITOR_CONTAINER:
             text = f"container {container['name']} ended: {ended.get('reason') or ''} {ended.get('message') or ''}".strip()
             return Failure(class_="ExitCode", exit_code=ended.get("exitCode"), message=text, role=container["name"], **common)
-    return Failure(class_=status.get("reason") or UNKNOWN, message=status.get("message") or "the pod failed", **common)
+    if is_node_lost(pod):
+        return Failure(class_=NODE_LOST, message="its node is gone", **common)
+    return Failure(class_=_class(status) or UNKNOWN, message=status.get("message") or "the pod failed", **common)
+
+
+def _class(status: Mapping[str, Any]) -> str:
+    """Of a pod that the kubelet ended itself, by its own word; empty for others."""
+    reason = status.get("reason") or ""
+    return REMOVED if reason in _SHUTDOWN_REASONS else reason
 
 
 def _ended_container(ended: Mapping[str, Any], status: Mapping[str, Any], common: dict[str, Any]) -> Failure:
@@ -81,8 +108,8 @@ def _ended_container(ended: Mapping[str, Any], status: Mapping[str, Any], common
     common["role"] = "launcher"
     if ended.get("reason") == "OOMKilled":
         return Failure(class_="OutOfMemory", signal=9, message="the container ran out of its memory limit", **common)
-    if status.get("reason"):  # the kubelet ended the whole pod, for instance to free the node
-        return Failure(class_=status["reason"], exit_code=code, message=status.get("message") or "", **common)
+    if class_ := _class(status):  # the kubelet ended the whole pod, for instance to free the node
+        return Failure(class_=class_, exit_code=code, message=status.get("message") or "", **common)
     if code is not None and code > SIGNAL_BASE:
         return Failure(class_="Signal", signal=code - SIGNAL_BASE, message=ended.get("message") or "", **common)
     class_ = reasons.INVALID_CONFIG if code == EXIT_CONFIG else "ExitCode"
@@ -93,7 +120,7 @@ def _last_words(text: str) -> Failure | None:
     """What the launcher leaves in /dev/termination-log. Any image may write there: None for what is no record of a failure."""
     try:
         return msgspec.json.decode(text, type=Failure)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):  # nesting without end is none of msgspec's own errors
         return None
 
 
@@ -141,9 +168,16 @@ def _waiting(pod: str, container: Mapping[str, Any], reason: str, message: str) 
         return Problem(reason=reason, message=f"container {name}: {wanted}")
     if reason in _CREATE_REASONS:
         return Problem(reason=reasons.CONTAINER_NOT_CREATED, message=f"container {name} of pod {pod}: {message or reason}")
-    if reason == "CrashLoopBackOff" and name == names.MONITOR_CONTAINER:
-        return Problem(
-            reason=reasons.MONITOR_NOT_RUNNING,
-            message=f"the monitor of pod {pod} keeps failing: see kubectl logs {pod} -c {name} --previous",
-        )
     return None
+
+
+def _monitor_down(pod: str, status: Mapping[str, Any]) -> Problem | None:
+    """The monitor does not run. Without it no engine is started; one that runs, runs on."""
+    states = {container["name"]: container.get("state") or {} for container in _containers(status)}
+    state, runs = states.get(names.MONITOR_CONTAINER) or {}, "running" in (states.get(names.ENGINE_CONTAINER) or {})
+    gave_up = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    if not gave_up and not (runs and state and "running" not in state):
+        return None
+    words = "its engine serves on, but nobody reports a death in it" if runs else "its engine is not started without it"
+    hint = f"the kubelet starts it again; kubectl logs {pod} -c {names.MONITOR_CONTAINER} --previous says why it ended"
+    return Problem(reason=reasons.MONITOR_DOWN, message=f"the monitor of pod {pod} does not run: {words}; {hint}", is_harmless=runs)

@@ -1,8 +1,8 @@
 """The work queue: keys in, one pass per key at a time.
 
 Invariants: a key that was added while its pass runs gets another pass afterwards; adding it ten times is one pass; a pass that
-fails is tried again after 0.5, 1, 2 ... at most 60 s, and delays no other key. Nothing here is needed to be correct after a
-restart: all keys come again from the first list of the watches.
+fails is tried again after 0.5, 1, 2 ... at most 60 s, sooner when its key is added, and delays no other key. Nothing here is needed
+to be correct after a restart: all keys come again from the first list of the watches.
 Does not know what a pass does.
 """
 
@@ -92,10 +92,11 @@ class KeyedQueue:
             delay = max(delay or 0.0, min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS))
         else:
             self._failures.pop(key, None)
-        added = key in self._again
+        if (
+            key in self._again
+        ):  # something happened meanwhile: it may be a death, and waits for nothing; a failing pass for a little
+            delay = FIRST_BACKOFF_SECONDS if again.failed else 0.0
         self._again.discard(key)
-        if added and not again.failed:
-            delay = 0.0
         if delay is not None:
             self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
 

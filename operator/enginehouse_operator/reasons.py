@@ -17,6 +17,7 @@ SETTLED: Final = "Settled"
 FITS: Final = "Fits"
 SERVING: Final = "Serving"
 LIVING: Final = "Living"
+PLACED: Final = "Placed"
 
 # Conditions: on the way
 STARTING: Final = "Starting"
@@ -24,15 +25,16 @@ ROLLING_OUT: Final = "RollingOut"
 SCALING: Final = "Scaling"
 ENDING: Final = "Ending"
 RANK_RESTARTING: Final = "RankRestarting"
+API_SERVER_RESTARTING: Final = "ApiServerRestarting"
 RESTART_DELAYED: Final = "RestartDelayed"
 NO_REPLICA_SERVES: Final = "NoReplicaServes"
 NOT_KNOWN: Final = "NotKnown"
+PLACEMENT_PENDING: Final = "PlacementPending"
 
 # Problems with the spec: nothing happens until it changes
 INVALID_SPEC: Final = "InvalidSpec"
 UNKNOWN_MODEL_SCHEME: Final = "UnknownModelScheme"
 IMPOSSIBLE_PARALLELISM: Final = "ImpossibleParallelism"
-EXECUTOR_NOT_AVAILABLE: Final = "ExecutorNotAvailable"
 TEMPLATE_INVALID: Final = "TemplateInvalid"
 
 # Problems with the world: tried again
@@ -46,7 +48,9 @@ SECRET_NOT_FOUND: Final = "SecretNotFound"
 IMAGE_NOT_AVAILABLE: Final = "ImageNotAvailable"
 CONTAINER_NOT_CREATED: Final = "ContainerNotCreated"
 UNSCHEDULABLE: Final = "Unschedulable"
-MONITOR_NOT_RUNNING: Final = "MonitorNotRunning"
+PLACEMENT_LACKING: Final = "PlacementLacking"
+MEMBER_REPLACED: Final = "MemberReplaced"
+MONITOR_DOWN: Final = "MonitorDown"
 
 # Stops that want a person
 RESTART_BUDGET_SPENT: Final = "RestartBudgetSpent"
@@ -61,9 +65,12 @@ SUPERSEDED: Final = "Superseded"
 MEMBER_FAILED: Final = "MemberFailed"
 MEMBER_LOST: Final = "MemberLost"
 RANK_DEAD: Final = "RankDead"
+API_SERVER_DEAD: Final = "ApiServerDead"
 MEMBER_REMOVED: Final = "MemberRemoved"
 SCALE_UP: Final = "ScaleUp"
 SUCCESSOR: Final = "Successor"
+RANKS_ADDED: Final = "RanksAdded"
+RANKS_REMOVED: Final = "RanksRemoved"
 
 # What a step does (Events, logs)
 MEMBER_CREATED: Final = "MemberCreated"
@@ -71,6 +78,17 @@ MEMBER_STOPPED: Final = "MemberStopped"
 LEFT_SERVICE: Final = "LeftService"
 SUCCEEDED: Final = "Succeeded"
 APPLIED: Final = "Applied"
+
+NORMAL_EVENTS: Final = (
+    SCALE_UP, SUCCESSOR, SCALE_DOWN, SUSPENDED, ROLLOUT, SUPERSEDED, RANKS_ADDED, RANKS_REMOVED, PLACED
+)  # fmt: skip
+"""Reasons of Events of type Normal: what was asked for."""
+WARNING_EVENTS: Final = (
+    MEMBER_FAILED, MEMBER_LOST, MEMBER_REMOVED, RANK_DEAD, API_SERVER_DEAD, RANK_RESTARTING, API_SERVER_RESTARTING,
+    PLACEMENT_LACKING, INVALID_SPEC, UNKNOWN_MODEL_SCHEME, IMPOSSIBLE_PARALLELISM, TEMPLATE_INVALID, POD_REJECTED, OBJECT_REJECTED,
+    RESTART_BUDGET_SPENT, INVALID_CONFIG, MODEL_NOT_FOUND, CONTEXT_TOO_SMALL,
+)  # fmt: skip
+"""Reasons of Events of type Warning: ends that nobody asked for, deaths, shortages, and every reason of Stalled."""
 
 MEANINGS: Final = {
     ALL_REPLICAS_SERVE: "Every replica asked for serves.",
@@ -81,18 +99,20 @@ MEANINGS: Final = {
     FITS: "Every replica that serves announced a context length of at least spec.context.minLength.",
     SERVING: "Every rank of the replica serves and its leader answers.",
     LIVING: "The replica was not asked to end.",
+    PLACED: "Ray has a place for every worker of every rank.",
     STARTING: "Replicas start; the message says how many, and what is waited for.",
     ROLLING_OUT: "Replicas made from an older spec are being replaced, within spec.rollout.maxUnavailable.",
-    SCALING: "Replicas are being added or ended because their number changed.",
+    SCALING: "Replicas, or with executor Ray their ranks, are being added or ended because their number changed.",
     ENDING: "The replica was asked to end; its members drain.",
     RANK_RESTARTING: "A rank of a replica died and is started again in its pod; the others serve on.",
+    API_SERVER_RESTARTING: "An API server of a replica died and is started again in its pod; the others serve on.",
     RESTART_DELAYED: "A replica failed again soon after the last time; its successor starts after a growing delay.",
     NO_REPLICA_SERVES: "No replica serves at the moment.",
-    NOT_KNOWN: "No replica has announced its context length yet.",
+    NOT_KNOWN: "No replica has announced its context length, or where Ray has placed its ranks, yet.",
+    PLACEMENT_PENDING: "Ray waits for pods that are on their way, or is about to place their workers; nothing is wrong.",
     INVALID_SPEC: "The spec cannot be read; the message names the field.",
     UNKNOWN_MODEL_SCHEME: "spec.model.uri is none of hf://, pvc:// and file://.",
     IMPOSSIBLE_PARALLELISM: "spec.parallelism does not go with the executor, or does not divide.",
-    EXECUTOR_NOT_AVAILABLE: "This version of the operator cannot run the executor; a later one will.",
     TEMPLATE_INVALID: "spec.template has a key that is refused or of the wrong kind; the message names it and says what to use.",
     POD_REJECTED: "The API server refused the pod (422): usually spec.template or spec.resources; the message has its words.",
     OBJECT_REJECTED: "The API server refused a service, right or replica that the engine needs (422); the message has its words.",
@@ -104,7 +124,12 @@ MEANINGS: Final = {
     IMAGE_NOT_AVAILABLE: "An image cannot be pulled: check its name, its tag, the pull policy and the pull secret.",
     CONTAINER_NOT_CREATED: "The node cannot create a container; the message has the kubelet's words.",
     UNSCHEDULABLE: "No node can take the pod; the message has the scheduler's words.",
-    MONITOR_NOT_RUNNING: "The monitor container keeps failing, so the engine is not started; see its log.",
+    PLACEMENT_LACKING: "Ray has no place for a worker; the message says what which bundle lacks. What serves, serves on.",
+    MEMBER_REPLACED: "A pod ended before a rank needed it; nothing ends because of it, and it is made again.",
+    MONITOR_DOWN: (
+        "The monitor container of a pod does not run; see its log. An engine that serves, serves on, and its deaths show later; "
+        "one that does not is not started."
+    ),
     RESTART_BUDGET_SPENT: (
         "An index failed more than spec.restart.maxRestarts times inside the window. Change the spec, or set the annotation "
         "enginehouse.dev/resume-after to the present time."
@@ -116,17 +141,20 @@ MEANINGS: Final = {
     ROLLOUT: "The replica ends because the spec it was made from changed.",
     SUPERSEDED: "The replica ends because a later one holds its index.",
     MEMBER_FAILED: "The replica ends because a member died; spec.end.failure says of what.",
-    MEMBER_LOST: "The replica ends because a member that had reported is gone.",
+    MEMBER_LOST: "The replica ends because a member that had reported is gone, or its node is.",
     RANK_DEAD: (
         "A rank of the replica is dead, the others serve on: the replica ends, with a drain, as soon as its successor may come "
         "and enough others serve."
     ),
+    API_SERVER_DEAD: "As RankDead, of an API server.",
     MEMBER_REMOVED: "The replica ends because somebody deleted a member (kubectl delete, eviction, node drain).",
     SCALE_UP: "The replica is new: more are wanted.",
     SUCCESSOR: "The replica takes the index of one that ended.",
-    MEMBER_CREATED: "A pod was created.",
+    RANKS_ADDED: "A replica was told to have more ranks: it makes the pods for them and serves on.",
+    RANKS_REMOVED: "A replica was told to have fewer ranks: the highest drain and go, then their pods and rows.",
+    MEMBER_CREATED: "A pod was made.",
     MEMBER_STOPPED: "A pod of an ended replica was deleted: it drains, then stops.",
-    LEFT_SERVICE: "The leader of an ended replica no longer receives new connections.",
+    LEFT_SERVICE: "The leader of a replica that ends, or of which nothing lives, receives no new connections any more.",
     SUCCEEDED: "An ended replica whose index has a successor was deleted.",
     APPLIED: "A service or right was made or put right again.",
 }

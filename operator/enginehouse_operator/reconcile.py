@@ -11,26 +11,30 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
-from . import api, observe, reasons, spec_rules
+from . import api, history, metrics, observe, reasons, spec_rules
 from .act import Actor, engine_owner, replica_owner
 from .conditions import cut
-from .events import WARNING, Events
+from .events import NORMAL, WARNING, Events
+from .failures import seconds_between
 from .kubernetes_client import CLAIMS, ENGINES, REPLICAS, Conflict, Kind, KubernetesClient, NotFound
-from .observe import Engine, Replica
 from .plan_engine import EnginePlan, plan_engine
 from .plan_objects import plan_objects
-from .plan_replica import plan_replica
+from .plan_replica import leave_service, plan_replica
 from .pod_state import Problem, claim_not_found
 from .queue import Again
-from .read import World, read
+from .read import World, read, read_rest
+from .seen import Engine, Replica
 from .status import engine_status, replica_status
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
+from .wanted.disruption import disruption_budget
 from .wanted.pods import claims
 from .wanted.rights import rights
 from .wanted.services import endpoint, services
 
 RESYNC_SECONDS: Final = 600.0
 """A settled engine is looked at again after so long: what no watch told is put right then."""
+NEWS_SECONDS: Final = 1800.0
+"""A death is no news after so long. An Event lives longer, an hour, and refuses its double until then."""
 HELD_SECONDS: Final = 15.0
 """While the world lacks something that no watch tells of (a volume claim, a quota)."""
 
@@ -48,15 +52,20 @@ class Reconciler:
         """One pass; when the next one is due. Raises ApiError when the API server cannot be read or written."""
         world = await read(self._client, namespace, name)
         if world is None:
+            metrics.ENGINES.forget(namespace, name)
             return Again(after_seconds=None)
         engine, now = observe.engine(world.engine), self._clock()
         if engine.is_deleting:
             return Again(after_seconds=RESYNC_SECONDS)
         replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
+        leaving = tuple(step for replica in replicas for step in leave_service(replica))
+        outcome = await self._actor.act(leaving, engine=engine, world=world, replicas=replicas)
+        world = await read_rest(self._client, world)
         spec, problems = _spec(world)
         plan, held = await self._plan(engine, spec, replicas, now)
         steps, taken = _all_steps(engine, spec, plan, replicas, world, now)
-        outcome = await self._actor.act(steps, engine=engine, world=world, replicas=replicas)
+        outcome += await self._actor.act(steps, engine=engine, world=world, replicas=replicas)
+        await self._tell_restarts(world, replicas, now)
         found = [*problems, *held, *taken, *(problem for _, problem in outcome.problems)]
         deleted = {step.uid for step in steps if isinstance(step, DeleteReplica)}
         left = tuple(replica for replica in replicas if replica.uid not in deleted and not replica.is_deleting)
@@ -106,17 +115,25 @@ class Reconciler:
         problems: list[Problem],
         now: datetime,
     ) -> bool:
-        where = endpoint(engine_owner(engine), spec.service) if spec is not None else ""
+        where = endpoint(engine_owner(engine), spec.service, scheme=spec.scheme) if spec is not None else ""
         status = engine_status(engine, spec, replicas, plan=plan, problems=problems, endpoint=where, now=now)
-        if status == engine.status:
-            return False
-        if await self._publish(ENGINES, world.engine, status):
+        if status != engine.status and await self._publish(ENGINES, world.engine, status):
             return True
-        if _condition(status, "Stalled") != _condition(engine.status, "Stalled"):
-            stalled = _condition(status, "Stalled")
-            if stalled is not None:
-                await self._events.say(world.engine, kind=WARNING, reason=stalled[0], message=stalled[1])
+        metrics.ENGINES.tell(engine.namespace, engine.name, status["conditions"])
+        for failure in history.untold(engine.status, replicas):
+            metrics.count_failure(failure, now=self._clock())
+        for told in _news(engine.status, status):
+            await self._events.say(world.engine, kind=told[0], reason=told[1], message=told[2])
         return False
+
+    async def _tell_restarts(self, world: World, replicas: tuple[Replica, ...], now: datetime) -> None:
+        """An Event for each death that its launcher answered itself; of the others tells the end that they caused."""
+        for replica in replicas:
+            for failure in replica.restarted_in_place:
+                if failure.detected_time is not None and abs(seconds_between(failure.detected_time, now)) < NEWS_SECONDS:
+                    reason = reasons.API_SERVER_RESTARTING if failure.rank is None else reasons.RANK_RESTARTING
+                    words = f"replica {replica.name} goes on, and what died is started again in its pod: {failure}"
+                    await self._events.say(world.engine, kind=WARNING, reason=reason, message=words)
 
     async def _publish(self, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
         """Write a status. True: the object is gone, or another one by now; the next pass sees which."""
@@ -137,11 +154,13 @@ def _spec(world: World) -> tuple[api.EngineSpec | None, list[Problem]]:
 def _all_steps(
     engine: Engine, spec: api.EngineSpec | None, plan: EnginePlan, replicas: tuple[Replica, ...], world: World, now: datetime
 ) -> tuple[tuple[AnyStep, ...], list[Problem]]:
-    """Services and rights before those who need them; the ends of replicas before what they lead to."""
+    """What is shared, and rights, before those who need them; the ends of replicas before what they lead to."""
     steps: list[AnyStep] = []
     problems: list[Problem] = []
     if spec is not None:
-        applied, problems_found = plan_objects(services(engine_owner(engine), spec.service), world.services, owner_uid=engine.uid)
+        owner = engine_owner(engine)
+        wanted = [*services(owner, spec.service, scheme=spec.scheme), disruption_budget(owner, spec)]
+        applied, problems_found = plan_objects(wanted, world.shared, owner_uid=engine.uid)
         steps += applied
         problems += problems_found
     steps += plan.steps
@@ -165,11 +184,20 @@ def _makes_or_replaces(step: AnyStep) -> bool:
     return isinstance(step, CreateReplica)
 
 
-def _condition(status: dict[str, Any], kind: str) -> tuple[str, str] | None:
-    for condition in status.get("conditions") or ():
-        if condition["type"] == kind:
-            return condition["reason"], condition["message"]
-    return None
+def _news(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Kind, reason and message of what is worth an Event when one status follows another."""
+    was, now = ({found["type"]: found for found in status.get("conditions") or ()} for status in (before, after))
+    told = []
+    for kind, bad in (("Stalled", "True"), ("PlacementReady", "False")):
+        known, found = was.get(kind, {}), now.get(kind, {})
+        if found.get("reason") == reasons.PLACEMENT_PENDING:
+            continue  # on the way
+        if found.get("status") == bad and (found["reason"], found["message"]) != (known.get("reason"), known.get("message")):
+            told.append((WARNING, found["reason"], found["message"]))
+    waited, placed = was.get("PlacementReady", {}), now.get("PlacementReady", {})
+    if (waited.get("status"), placed.get("status")) == ("False", "True"):
+        told.append((NORMAL, placed["reason"], placed["message"]))
+    return told
 
 
 def _again(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Again:

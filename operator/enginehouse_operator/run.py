@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import kopf
 
-from . import __version__, handlers, metrics
+from . import __version__, handlers, log_format, metrics
 from .act import Actor
 from .events import Events
 from .flags import Flags
@@ -93,10 +93,10 @@ def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
         try:
             again = await reconciler.reconcile(*key)
         except ApiError as error:
-            log.warning("%s/%s: %s", *key, error)
+            log.warning("%s", error, extra=log_format.about(*key))
             word, again = "unavailable", Again(after_seconds=0.0, failed=True)
-        except Exception:
-            log.exception("%s/%s: a bug: this pass is given up and tried again", *key)
+        except Exception:  # the top of a pass: one engine's bug must not stop the others
+            log.exception("a bug: this pass is given up and tried again", extra=log_format.about(*key))
             word, again = "error", Again(after_seconds=0.0, failed=True)
         else:
             word = "refused" if again.failed else "acted" if again.after_seconds == 0 else "settled"

@@ -104,9 +104,13 @@ def _check_parallelism(spec: EngineCopy) -> None:
                 f"workersPerMember must be absent with executor {spec.executor}, which keeps a replica in one pod",
                 f"{where}.workersPerMember",
             )
-    if spec.executor == "Ray":
-        raise InvalidSpec(
-            reasons.EXECUTOR_NOT_AVAILABLE,
-            "executor Ray comes with a later version of the operator: use InProcess or Multiprocess until then",
-            "spec.executor",
-        )
+        of_rank, of_member = shape.workers_of_rank, shape.workers_per_member
+        if spec.is_elastic and of_rank % of_member and of_member % of_rank:
+            raise InvalidSpec(
+                reasons.IMPOSSIBLE_PARALLELISM,
+                f"workersPerMember {of_member} must divide tensor x pipeline = {of_rank}, or be a "
+                "multiple of it, with executor Ray",
+                f"{where}.workersPerMember",
+            )
+    if spec.ray is not None and not spec.is_elastic:
+        raise InvalidSpec(reasons.INVALID_SPEC, "must be absent unless executor is Ray", "spec.ray")

@@ -39,6 +39,25 @@ class DeleteReplica(Step, frozen=True, kw_only=True):
     uid: str
 
 
+class ResizeReplica(Step, frozen=True, kw_only=True):
+    """Another number of ranks, without a successor."""
+
+    uid: str
+    version: str
+    """Of the object that was read: the number follows from the row that is in it."""
+    data: int
+
+
+class RemoveRow(Step, frozen=True, kw_only=True):
+    """The row of a member whose pod is gone."""
+
+    uid: str
+    member: str
+    member_uid: str
+    place: int
+    """Of the row in the list that was read."""
+
+
 class CreateMember(Step, frozen=True, kw_only=True):
     replica: str
     ordinal: int
@@ -60,4 +79,14 @@ class ApplyObject(Step, frozen=True, kw_only=True):
     manifest: dict[str, Any]
 
 
-AnyStep = CreateReplica | EndReplica | DeleteReplica | CreateMember | LeaveService | DeleteMember | ApplyObject
+AnyStep = (
+    CreateReplica
+    | EndReplica
+    | DeleteReplica
+    | ResizeReplica
+    | RemoveRow
+    | CreateMember
+    | LeaveService
+    | DeleteMember
+    | ApplyObject
+)

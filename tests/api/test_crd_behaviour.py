@@ -175,10 +175,10 @@ def test_columns_show_what_people_ask_first(kubectl: Kubectl) -> None:
     kubectl("scale", "ie/smollm2", "--replicas=2")
     kubectl("patch", "ie", "smollm2", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
     head, line = (re.split(r"\s{2,}", text.strip()) for text in kubectl("get", "ie", "-o", "wide").splitlines())
-    assert head == ["NAME", "READY", "SERVING", "REPLICAS", "CONTEXT", "MODEL", "AGE", "ENDPOINT", "REASON"]
-    assert line[:6] == ["smollm2", "False", "1", "2", "8192", "pvc://smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"]
-    assert line[7:] == ["http://smollm2.demo.svc", "Starting"]
-    assert kubectl("get", "ie").splitlines()[0].split() == head[:7]
+    assert head == ["NAME", "READY", "SERVING", "REPLICAS", "CONTEXT", "REASON", "MODEL", "AGE", "ENDPOINT"]
+    assert line[:7] == ["smollm2", "False", "1", "2", "8192", "Starting", "pvc://smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert line[8:] == ["http://smollm2.demo.svc"]
+    assert kubectl("get", "ie").splitlines()[0].split() == head[:8]
 
 
 def test_columns_of_replicas_show_place_state_and_end(kubectl: Kubectl) -> None:

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +111,7 @@ def test_a_killed_process_is_in_the_row_with_its_cause_seen_by_its_pipe(pod: Any
     assert one.failures() == [(role, "Signal", 9, "Pipe")]
     row = msgspec.convert(one.api.row(), observe.Row)
     assert [failure.message for failure in row.failures] == [f"{name} was killed by SIGKILL"]
+    assert one.api.row()["failures"][0]["evidence"].startswith(f"last lines of {name}:\n")
     assert row.state == "Serving", "it is started again in place"
 
 
@@ -135,7 +135,7 @@ def test_a_monitor_that_restarts_reports_the_next_death(pod: Any) -> None:
     one.monitor.process.kill()
     one.monitor.process.wait()
     one.start_monitor()
-    one.api.wait_for(lambda api: sum(method == "GET" for method, _ in api.requests) == 2)
+    one.api.wait_for(lambda api: api.reads() == 2)
     os.kill(one.pid("engine core of rank 0"), signal.SIGKILL)
     one.api.wait_for(lambda api: api.row()["failures"])
     assert one.failures()[0][:3] == ("engine-core", "Signal", 9)
@@ -171,12 +171,77 @@ def test_a_model_that_is_not_there_fails_the_row_and_leaves_the_cause_to_the_con
     assert "ModelNotFound" in one.log.read_text()
 
 
-def test_an_engine_whose_row_belongs_to_another_pod_never_starts(pod: Any) -> None:
+def test_an_engine_whose_row_belongs_to_another_pod_ends_and_never_starts(pod: Any) -> None:
     one = pod(members=[{"name": "pod-0", "uid": "another"}])
-    assert one.monitor.process.wait(DEADLINE_SECONDS) == 1
-    while "the monitor" not in one.log.read_text():  # from here on it has handlers for signals
-        assert one.engine.poll() is None
-        time.sleep(0.01)
-    one.engine.terminate()
     assert one.engine.wait(DEADLINE_SECONDS) == 0
     assert "started" not in one.log.read_text()
+    assert one.api.writes() == 0
+
+
+def test_a_deleted_replica_drains_and_the_signal_that_follows_cuts_nothing(pod: Any) -> None:
+    one = pod().serve()
+    one.api.change(deleting=True)
+    one.api.wait_for(lambda api: api.row()["state"] == "Draining", timeout_seconds=DEADLINE_SECONDS)
+    one.engine.terminate()
+    assert one.engine.wait(DEADLINE_SECONDS) == 0
+    assert "launcher: draining" in one.log.read_text()
+    assert one.monitor.terminate() == 0
+    assert (one.api.row()["state"], one.failures()) == ("Ended", [])
+
+
+def test_a_rank_that_died_in_another_pod_ends_this_one_with_the_same_cause(pod: Any) -> None:
+    one = pod().serve()
+    failure = {
+        "role": "worker",
+        "rank": 0,
+        "incarnation": 1,
+        "pid": 70,
+        "signal": 11,
+        "class": "Signal",
+        "message": "worker 1 died",
+    }
+    dead = {"rank": 0, "incarnation": 1, "state": "Dead"}
+    peer = {"name": "pod-1", "uid": "other", "state": "Failed", "ranks": [dead], "failures": [failure]}
+    one.api.change(members=[*one.api.members, peer])
+    assert one.engine.wait(DEADLINE_SECONDS) == 139
+    assert "the engine ends: Signal: worker 1 died" in one.log.read_text()
+    assert one.monitor.terminate() == 0
+    assert (one.api.row()["state"], one.api.row()["ranks"][0]["state"], one.failures()) == ("Failed", "Dead", [])
+
+
+def test_a_death_while_the_api_is_away_is_acted_on_at_once_and_told_when_it_is_back(pod: Any) -> None:
+    one = pod("--data-parallel=2").serve()
+    one.api.failures, one.api.watch_failures = [503] * 100, [503] * 100
+    one.api.cut_watches("cut")
+    os.kill(one.pid("engine core of rank 1"), signal.SIGKILL)
+    again = re.compile(r"started engine core of rank 1, pid \d+, incarnation 2")
+    one.api.wait_for(lambda _: again.search(one.log.read_text()), timeout_seconds=DEADLINE_SECONDS)
+    assert one.api.row()["failures"] == []
+    one.api.failures.clear()
+    one.api.watch_failures.clear()
+    one.ranks_become([(1, "Serving"), (2, "Serving")])
+    assert one.failures() == [("engine-core", "Signal", 9, "Pipe")]
+
+
+def test_deaths_at_once_are_all_told_each_with_its_cause(pod: Any) -> None:
+    one = pod("--data-parallel=3", "--api-servers=2").serve()
+    for name, number in (("engine core of rank 0", 9), ("engine core of rank 2", 11), ("API server 1", 6)):
+        os.kill(one.pid(name), number)
+    one.ranks_become([(2, "Serving"), (1, "Serving"), (2, "Serving")])
+    found = [("api-server", "Signal", 6, "Pipe"), ("engine-core", "Signal", 9, "Pipe"), ("engine-core", "Signal", 11, "Pipe")]
+    assert sorted(one.failures()) == found
+
+
+def test_a_monitor_that_restarts_while_the_engine_lives_reports_nothing_and_is_handed_everything_over(pod: Any) -> None:
+    one = pod("--data-parallel=2").serve()
+    row, writes = one.api.row(), one.api.writes()
+    one.monitor.process.kill()
+    one.monitor.process.wait()
+    again = one.start_monitor()
+    pipes = 7  # those of the launcher, the API server and two engine cores, and the hang-ups of three locks
+    one.api.wait_for(lambda _: again.held_pipes() == pipes, timeout_seconds=DEADLINE_SECONDS)
+    assert (one.api.row(), one.api.writes()) == (row, writes)
+    assert one.engine.poll() is None
+    os.kill(one.pid("engine core of rank 1"), signal.SIGKILL)
+    one.ranks_become([(1, "Serving"), (2, "Serving")])
+    assert one.failures() == [("engine-core", "Signal", 9, "Pipe")]

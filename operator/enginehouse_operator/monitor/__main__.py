@@ -1,6 +1,6 @@
 """``python -m enginehouse_operator.monitor``: arguments and environment, then :func:`run`.
 
-    --socket S --namespace N --replica R --replica-uid U --member POD
+    --socket S --namespace N --replica R --replica-uid U --member POD [--leads]
 
 The environment says what only the kubelet knows: POD_UID, POD_IP, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from enginehouse_operator.monitor.api import Access
+from enginehouse_operator.monitor.connection import Access
 from enginehouse_operator.monitor.run import Settings, run
 
 _CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -28,6 +28,7 @@ def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) ->
     parser.add_argument("--replica", required=True, help="name of the EngineReplica")
     parser.add_argument("--replica-uid", required=True, help="its metadata.uid; another one is never written to")
     parser.add_argument("--member", required=True, help="name of the pod: its row and its field manager")
+    parser.add_argument("--leads", action="store_true", help="tell the launcher how many ranks the replica shall have")
     parser.add_argument(
         "--credentials", type=Path, default=_CREDENTIALS, help="folder with token and ca.crt (default: %(default)s)"
     )
@@ -44,6 +45,7 @@ def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) ->
         member=given.member,
         pod_uid=environment["POD_UID"],
         pod_address=environment["POD_IP"],
+        leads=given.leads,
         access=Access(
             host=environment["KUBERNETES_SERVICE_HOST"],
             port=int(environment["KUBERNETES_SERVICE_PORT"]),

@@ -82,7 +82,14 @@ class _Pipe:
     pid: int
     read_end: int
     pidfd: int | None
+    lost_lock: int | None
+    """Hangs up as soon as the process begins to die, before its memory is released and the pipe closes."""
     watched: bool = True
+
+    @property
+    def hang_ups(self) -> list[int]:
+        """The first of them is the death."""
+        return [self.read_end] if self.lost_lock is None else [self.read_end, self.lost_lock]
 
 
 class LauncherLink:
@@ -100,14 +107,16 @@ class LauncherLink:
         self._server.listen(8)
         poller.watch(self._server.fileno(), self._accept)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """To the launcher that is connected; without one nothing is sent."""
-        if self._connection is None:
-            return
+    def send(self, message: dict[str, Any]) -> bool:
+        """To the launcher that is connected and has said who it is; whether it was sent."""
+        if self._connection is None or None not in self._pipes:
+            return False
         try:
             self._connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             logger.warning("message %r was not sent to the launcher: %s", message["type"], error)
+            return False
+        return True
 
     def _accept(self) -> None:
         try:
@@ -145,41 +154,49 @@ class LauncherLink:
             case "hello":
                 if message.get("version") != VERSION:
                     raise BadMessage(f"this monitor speaks version {VERSION}, the launcher {message.get('version')}")
-                self._keep(None, _number(message, "pid"), descriptors, wanted=1)
+                self._keep(None, _number(message, "pid"), descriptors, wanted=(1,))
                 self._listener.launcher_came(pid=message["pid"])
             case "process":
-                self._keep(_identity(message), _number(message, "pid"), descriptors, wanted=2)
+                self._keep(_identity(message), _number(message, "pid"), descriptors, wanted=(2, 3))
             case "exited":
                 identity = _identity(message)
                 pipe = self._pipes.get(identity)
-                if pipe is not None and pipe.watched and _has_hung_up(pipe.read_end):
-                    # Both came while this process slept: the pipe closed first.
+                if pipe is not None and pipe.watched and any(_has_hung_up(end) for end in pipe.hang_ups):
+                    # Both came while this process slept: the pipe closed, or the lock was lost, first.
                     self._hung_up(identity, pipe)
                 self._listener.exited(identity, message)
                 self._drop(identity)
             case "state":
-                ranks = message.get("ranks")
-                if not isinstance(message.get("state"), str) or not isinstance(ranks, list) or not all(map(_is_rank, ranks)):
-                    raise BadMessage(f"'state' wants a state and a list of ranks, found {message!r}")
+                lists = (
+                    _are_numbered(message.get("ranks"), by="rank"),
+                    _are_numbered(message.get("apiServers", []), by="index"),
+                    _is_placement(message.get("placement", [])),
+                )
+                if not isinstance(message.get("state"), str) or not all(lists):
+                    raise BadMessage(f"'state' wants a state, and lists of ranks, API servers and placement, found {message!r}")
                 self._listener.state(message)
             case _:
                 pass  # A newer launcher may say more.
 
-    def _keep(self, identity: Identity | None, pid: int, descriptors: list[int], *, wanted: int) -> None:
-        if len(descriptors) != wanted:
-            raise BadMessage(f"{wanted} descriptors were to come, found {len(descriptors)}")
+    def _keep(self, identity: Identity | None, pid: int, descriptors: list[int], *, wanted: tuple[int, ...]) -> None:
+        if len(descriptors) not in wanted:
+            raise BadMessage(f"{' or '.join(map(str, wanted))} descriptors were to come, found {len(descriptors)}")
         self._drop(identity)
-        pipe = _Pipe(pid=pid, read_end=descriptors[0], pidfd=descriptors[1] if wanted > 1 else None)
+        read_end, *others = descriptors
+        pidfd, lost_lock = (*others, None, None)[:2]
+        pipe = _Pipe(pid=pid, read_end=read_end, pidfd=pidfd, lost_lock=lost_lock)
         descriptors.clear()
         self._pipes[identity] = pipe
-        self._poller.watch(pipe.read_end, lambda: self._hung_up(identity, pipe), events=0)
+        for descriptor in pipe.hang_ups:
+            self._poller.watch(descriptor, lambda: self._hung_up(identity, pipe), events=0)
 
     def _hung_up(self, identity: Identity | None, pipe: _Pipe) -> None:
-        self._poller.forget(pipe.read_end)
-        pipe.watched = False
+        self._unwatch(pipe)
         bye = _bytes_waiting(pipe.read_end) > 0
         if identity is None:
             self._read()  # What the launcher said before it died comes first.
+            for other in self._pipes.keys() - {None}:
+                self._drop(other)  # Their ends follow, and nobody is left to say why.
         self._listener.pipe_closed(identity, pid=pipe.pid, bye=bye)
 
     def _drop(self, identity: Identity | None) -> None:
@@ -187,10 +204,14 @@ class LauncherLink:
         if pipe is None:
             return
         if pipe.watched:
-            self._poller.forget(pipe.read_end)
-        os.close(pipe.read_end)
-        if pipe.pidfd is not None:
-            os.close(pipe.pidfd)
+            self._unwatch(pipe)
+        for descriptor in (*pipe.hang_ups, *([] if pipe.pidfd is None else [pipe.pidfd])):
+            os.close(descriptor)
+
+    def _unwatch(self, pipe: _Pipe) -> None:
+        for descriptor in pipe.hang_ups:
+            self._poller.forget(descriptor)
+        pipe.watched = False
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -213,7 +234,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, array.array[int]]:
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         message = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"{error}: {data[:200]!r}") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise BadMessage(f"a message is a JSON object with a type, found {data[:200]!r}")
@@ -235,8 +256,12 @@ def _number(message: dict[str, Any], key: str) -> int:
     return value
 
 
-def _is_rank(rank: Any) -> bool:
-    return isinstance(rank, dict) and isinstance(rank.get("rank"), int)
+def _are_numbered(things: Any, *, by: str) -> bool:
+    return isinstance(things, list) and all(isinstance(thing, dict) and isinstance(thing.get(by), int) for thing in things)
+
+
+def _is_placement(groups: Any) -> bool:
+    return _are_numbered(groups, by="rank") and all(_are_numbered(group.get("bundles", []), by="index") for group in groups)
 
 
 def _has_hung_up(descriptor: int) -> bool:

@@ -1,13 +1,14 @@
 """The row of this pod in its replica's status: what is in it, and when it has to be written. Pure.
 
-Invariants: a row belongs to one pod UID for ever; a failure is in it once, however often it is told; the eight newest are kept; a
-row changes only when something happened, so that a settled pod writes nothing. Does not talk to anybody.
+Invariants: a row belongs to one pod UID for ever; a failure is in it once, however often it is told; the eight newest are kept,
+with the evidence of the newest alone; a row changes only when something happened, so that a settled pod writes nothing. Does not
+talk to anybody.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,27 +16,32 @@ KEPT_FAILURES: Final = 8
 BY_PIPE: Final = "Pipe"
 BY_LAUNCHER: Final = "Launcher"
 
-_LONGEST_MESSAGE: Final = 4096
+FAILURE_KEYS: Final = ("role", "rank", "index", "incarnation", "pid", "exitCode", "signal", "class", "message", "evidence")
+"""What a launcher tells of a death."""
+
+_LONGEST_TEXT: Final = 4096
+_LONGEST_NOTE: Final = 253
 _RANK_KEYS: Final = ("rank", "incarnation", "state", "maxContextLength", "kvBlocks")
-_FAILURE_KEYS: Final = ("role", "rank", "incarnation", "pid", "exitCode", "signal", "class", "message")
+_API_SERVER_KEYS: Final = ("index", "incarnation", "state")
+_GROUP_KEYS: Final = ("rank", "strategy", "state")
+_BUNDLE_KEYS: Final = ("index", "node", "state", "lacking")
 
 Fields = Mapping[str, Any]
 
 
-class ForeignRow(Exception):
-    """The row of this name belongs to another pod: this pod must never have run."""
-
-
 @dataclass(frozen=True)
 class Row:
-    """``ranks`` and ``failures`` hold the fields of ``EngineReplica.status.members``, failures oldest first."""
+    """``ranks``, ``api_servers``, ``placement`` and ``failures`` hold the fields of ``EngineReplica.status.members``, failures
+    oldest first."""
 
     name: str
     uid: str
     address: str
     state: str = "Starting"
     ranks: tuple[Fields, ...] = ()
+    api_servers: tuple[Fields, ...] = ()
     failures: tuple[Fields, ...] = ()
+    placement: tuple[Fields, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """The element of ``status.members``."""
@@ -45,35 +51,37 @@ class Row:
             "state": self.state,
             "address": self.address,
             "ranks": [dict(rank) for rank in self.ranks],
+            # A pod that is not a leader has none.
+            **({"apiServers": [dict(server) for server in self.api_servers]} if self.api_servers else {}),
+            **({"placement": [dict(group) for group in self.placement]} if self.placement else {}),
             "failures": [dict(failure) for failure in self.failures],
         }
 
 
 def found_in(replica: Fields, *, name: str, uid: str) -> Row | None:
-    """This pod's row as the API has it; None before the first write. Raises ForeignRow."""
+    """This pod's row as the API has it; None before the first write."""
     members = (replica.get("status") or {}).get("members") or []
-    found = next((member for member in members if member.get("name") == name), None)
+    found = next((member for member in members if member.get("name") == name and member.get("uid") == uid), None)
     if found is None:
         return None
-    if found.get("uid") != uid:
-        raise ForeignRow(
-            f"the row of {name} belongs to the pod with UID {found.get('uid')}, this one has {uid}:"
-            " a member is born once, so this pod must end"
-        )
     return Row(
         name=name,
         uid=uid,
         address=found.get("address", ""),
         state=found.get("state", ""),
         ranks=tuple(found.get("ranks") or ()),
+        api_servers=tuple(found.get("apiServers") or ()),
         failures=tuple(found.get("failures") or ()),
+        placement=tuple(found.get("placement") or ()),
     )
 
 
 def adopted(row: Row, found: Row, *, heard_state: bool) -> Row:
     """After a restart of the monitor: the failures that were written stay, and the state until the launcher has told it."""
     if not heard_state:
-        row = dataclasses.replace(row, state=found.state, ranks=found.ranks)
+        row = dataclasses.replace(
+            row, state=found.state, ranks=found.ranks, api_servers=found.api_servers, placement=found.placement
+        )
     own = row.failures
     row = dataclasses.replace(row, failures=found.failures)
     for failure in own:
@@ -84,14 +92,33 @@ def adopted(row: Row, found: Row, *, heard_state: bool) -> Row:
 def with_state(row: Row, message: Fields) -> Row:
     """The launcher's ``state`` message, which is whole."""
     ranks = tuple({key: rank[key] for key in _RANK_KEYS if rank.get(key) is not None} for rank in message["ranks"])
-    return dataclasses.replace(row, state=message["state"], ranks=ranks)
+    servers = tuple(
+        {key: server[key] for key in _API_SERVER_KEYS if server.get(key) is not None} for server in message.get("apiServers") or ()
+    )
+    placement = tuple(
+        _known(group, _GROUP_KEYS) | {"bundles": [_known(bundle, _BUNDLE_KEYS) for bundle in group.get("bundles") or ()]}
+        for group in message.get("placement") or ()
+    )
+    return dataclasses.replace(row, state=message["state"], ranks=ranks, api_servers=servers, placement=placement)
+
+
+def _known(told: Fields, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Those that the schema has, without what says nothing, and not longer than it takes."""
+    found = {key: told[key] for key in keys if told.get(key) not in (None, "")}
+    return {key: value[:_LONGEST_NOTE] if isinstance(value, str) else value for key, value in found.items()}
+
+
+def was_told_of_a_death(before: Row, after: Row, *, noticed: Collection[int | None]) -> bool:
+    """A rank is dead now, and no process of it has died in this pod: ``noticed`` are the ranks of those that have."""
+    was, now = ({rank["rank"] for rank in row.ranks if rank["state"] == "Dead"} for row in (before, after))
+    return not now - was <= set(noticed)
 
 
 def failure(message: Fields, *, detected_by: str, detected_time: str) -> dict[str, Any]:
     """From the launcher's ``exited`` message. Times are RFC 3339; ``reportedTime`` is added when it is written."""
-    found = {key: message[key] for key in _FAILURE_KEYS if message.get(key) is not None}
-    found["message"] = str(found.get("message", ""))[-_LONGEST_MESSAGE:]
-    return found | {"detectedBy": detected_by, "detectedTime": detected_time}
+    found = {key: message[key] for key in FAILURE_KEYS if message.get(key) is not None}
+    texts = {key: str(found[key])[-_LONGEST_TEXT:] for key in ("message", "evidence") if key in found}
+    return found | {"message": ""} | texts | {"detectedBy": detected_by, "detectedTime": detected_time}
 
 
 def launcher_failure(*, pid: int, detected_time: str) -> dict[str, Any]:
@@ -106,11 +133,22 @@ def launcher_failure(*, pid: int, detected_time: str) -> dict[str, Any]:
     }
 
 
+def with_launcher_gone(row: Row) -> Row:
+    """Nothing of this pod lives any more."""
+    ranks, servers = ([{**one, "state": "Dead"} for one in part] for part in (row.ranks, row.api_servers))
+    return with_state(row, {"state": "Failed", "ranks": ranks, "apiServers": servers})
+
+
 def with_failure(row: Row, failure: Fields) -> Row:
-    """The same row when it has the failure already."""
+    """The same row when it has the failure already, but for evidence that came later."""
+    newest = row.failures[-1:]
+    if newest and _identity(newest[0]) == _identity(failure):
+        late = {key: failure[key] for key in ("evidence",) if key in failure}
+        return dataclasses.replace(row, failures=(*row.failures[:-1], {**newest[0], **late}))
     if any(_identity(known) == _identity(failure) for known in row.failures):
         return row
-    return dataclasses.replace(row, failures=(*row.failures, failure)[-KEPT_FAILURES:])
+    known = tuple({key: value for key, value in one.items() if key != "evidence"} for one in row.failures)
+    return dataclasses.replace(row, failures=(*known, failure)[-KEPT_FAILURES:])
 
 
 def stamped(row: Row, *, reported_time: str) -> Row:
@@ -129,5 +167,5 @@ def acknowledged(row: Row, written: Row) -> Row:
 
 
 def _identity(failure: Fields) -> tuple[Any, ...]:
-    # The pid tells API servers apart, which share all the rest.
-    return tuple(failure.get(key) for key in ("role", "rank", "incarnation", "pid"))
+    # The pid tells a process from one of an earlier life of this container; one that could not be started has none.
+    return tuple(failure.get(key) for key in ("role", "rank", "index", "incarnation", "pid"))

@@ -1,7 +1,7 @@
 """Keeps the API's row equal to the wanted one, in a thread of its own, so that a slow API never delays the noticing of a death.
 
-Invariants: the newest wanted row is written, those between are skipped; before the first write, and after each conflict, the
-replica is read and this pod's right to the row is checked; without something to write the thread sleeps without a timer.
+Invariants: the newest wanted row is written, those between are skipped; the row is born only in the very version of the replica
+that was last seen without it; without something to write the thread sleeps without a timer. Does not read: the watch does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from enginehouse_operator.monitor import row as rows
-from enginehouse_operator.monitor.api import Conflict, Gone, Rejected, Replaced, ReplicaApi, Unavailable
-from enginehouse_operator.monitor.row import ForeignRow, Row
+from enginehouse_operator.monitor.api import Conflict, Rejected, Replaced, RowApi
+from enginehouse_operator.monitor.connection import Unavailable
+from enginehouse_operator.monitor.row import Row
 
 logger = logging.getLogger("enginehouse.monitor")
 
@@ -26,36 +27,26 @@ LONGEST_RETRY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Read:
-    """The replica was read for the first time; ``row`` is what an earlier life of this monitor wrote, or None."""
-
-    row: Row | None
-
-
-@dataclass(frozen=True)
 class Written:
     """The API has the row that was wanted."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Nothing will be written any more. ``replaced`` = another replica or pod has this name, so nothing of this pod may go on."""
+class WrittenElsewhere:
+    """The replica of this name has another UID; the row was taken back."""
 
-    reason: str
-    replaced: bool
+    uid: str
 
 
-Outcome = Read | Written | Ended
+Outcome = Written | WrittenElsewhere
 
 
 class RowWriter:
     """``event`` is an eventfd that becomes readable whenever :meth:`outcomes` has something."""
 
-    def __init__(self, api: ReplicaApi, *, member: str, uid: str, now: Callable[[], str]) -> None:
+    def __init__(self, api: RowApi, *, now: Callable[[], str]) -> None:
         self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._api = api
-        self._member = member
-        self._uid = uid
         self._now = now
         self._changed = threading.Condition()
         self._wanted: Row | None = None
@@ -63,17 +54,23 @@ class RowWriter:
         self._rejected: Row | None = None
         self._outcomes: list[Outcome] = []
         self._version: str | None = None
-        self._unread = True
+        """The next write is only good for this version of the replica; None = for any."""
         self._finishing = False
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="row-writer", daemon=True)
 
     def start(self) -> None:
-        """Read the replica: the outcome Read follows. What is wanted is said after it."""
+        """Write what is wanted from now on."""
         self._thread.start()
 
+    def saw(self, row: Row | None, *, version: str) -> None:
+        """This pod's row in the replica as it was read; None = it is not born. Of interest until it is."""
+        with self._changed:
+            if self._stored is None:
+                self._stored, self._version = row, version if row is None else None
+
     def want(self, row: Row) -> None:
-        """This is the row now."""
+        """This is the row now; the replica was seen."""
         with self._changed:
             self._wanted = row
             self._changed.notify()
@@ -96,35 +93,22 @@ class RowWriter:
 
     def _run(self) -> None:
         try:
-            self._begin()
             while (row := self._next()) is not None:
                 self._attempt(row)
-        except (Gone, ForeignRow) as error:
-            self._tell(Ended(str(error), replaced=isinstance(error, Replaced | ForeignRow)))
         finally:
             self._api.close()
 
-    def _begin(self) -> None:
-        while self._unread:
-            try:
-                self._stored = self._read()
-            except Unavailable as error:
-                self._pause(error)
-        self._tell(Read(self._stored))
-
     def _attempt(self, row: Row) -> None:
         try:
-            if self._unread:
-                self._read()
             self._write(row)
-        except Conflict as error:
-            self._unread = True
-            self._pause(error)
-        except Unavailable as error:
+        except (Conflict, Unavailable) as error:
             self._pause(error)
         except Rejected as error:
             logger.error("the row was refused, and stays as it is until something changes: %s", error)
             self._rejected = row
+        except Replaced as error:
+            self._rejected = row
+            self._tell(WrittenElsewhere(error.uid))
 
     def _next(self) -> Row | None:
         """Sleep until there is a row to write; None = finish."""
@@ -138,24 +122,17 @@ class RowWriter:
     def _settled(self, row: Row) -> bool:
         return self._stored is not None and rows.acknowledged(row, self._stored) == self._stored
 
-    def _read(self) -> Row | None:
-        """This pod's row as it is. From here on the next write is only good for the replica as it was read."""
-        replica = self._api.read()
-        found = rows.found_in(replica, name=self._member, uid=self._uid)
-        self._version = replica["metadata"]["resourceVersion"]
-        self._unread = False
-        return found
-
     def _write(self, row: Row) -> None:
-        if self._stored is not None:
-            row = rows.acknowledged(row, self._stored)
+        with self._changed:
+            stored, version = self._stored, self._version
+        if stored is not None:
+            row = rows.acknowledged(row, stored)
         row = rows.stamped(row, reported_time=self._now())
-        self._api.apply(row, resource_version=self._version)
-        # The first write made sure that no other pod had the row. From then on it is this pod's.
-        self._version = None
+        self._api.apply(row, resource_version=version)
         self._retry_seconds = FIRST_RETRY_SECONDS
         with self._changed:
-            self._stored = row
+            # The first write made sure that no other pod had the row. From then on it is this pod's.
+            self._stored, self._version = row, None
         self._tell(Written())
 
     def _tell(self, outcome: Outcome) -> None:

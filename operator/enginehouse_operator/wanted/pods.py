@@ -15,8 +15,9 @@ from enginehouse_operator import names
 from enginehouse_operator.api import EngineCopy, KeyRef, revision
 from enginehouse_operator.spec_rules import ClaimModel, HubModel, model_source
 
-from .arguments import API_KEY_DIR, CACHE_DIR, MODEL_DIR, SOCKET_DIR, arguments, holds_api_key
+from .arguments import API_KEY_DIR, CACHE_DIR, MODEL_DIR, SOCKET_DIR, TLS_DIR, arguments, holds_api_key, holds_certificate
 from .metadata import Owner, metadata
+from .ray_token import needs_token, token_mount, token_volume
 from .shared_memory import MIB, member_shared_memory_bytes
 from .template import merge
 
@@ -24,9 +25,17 @@ TOKEN_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 USER_ID: Final = 10001
 SETTLE_SECONDS: Final = 5
 """Endpoints settle for so long while the leader goes on accepting."""
-STOP_MARGIN_SECONDS: Final = 10
-"""For stopping the processes after the drain, before the kubelet kills them."""
+STOP_MARGIN_SECONDS: Final = 35
+"""After the drain, before the kubelet kills what is left: 5 s for the last answers to arrive, 10 s for the leader to stop its
+processes, then 10 s for the other members, which wait for it, and 10 s to kill, to reap and to tell."""
 TOKEN_SECONDS: Final = 3600
+LOST_NODE_SECONDS: Final = {"node.kubernetes.io/unreachable": 10, "node.kubernetes.io/not-ready": 30}
+"""How long a pod is kept on a node that is lost, from the taint on; the API server's default is 300.
+
+A node that says nothing is tainted after 50 s (40 before Kubernetes 1.32): ten more are one heartbeat of a node that comes back,
+and make it a minute. One whose kubelet says that it is not ready is tainted at once: restarts of a kubelet or of a container
+runtime take less than half a minute, and the engine lives on meanwhile.
+"""
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +59,9 @@ def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Imag
     if role == names.LEADER:
         labels[names.LABEL_SERVING] = "true"
     volumes, mounts = _volumes(copy, ordinal=ordinal)
+    if needs_token(copy):
+        volumes.append(token_volume(owner))
+        mounts.append(token_mount())
     manifest = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -72,12 +84,27 @@ def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Imag
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "initContainers": [_monitor(owner, name, images)],
+            "initContainers": [_monitor(owner, name, images, leads=copy.is_elastic and ordinal == 0)],
             "containers": [_engine(owner, copy, ordinal, mounts, images)],
             "volumes": volumes,
         },
     }
-    return merge(manifest, copy.template)
+    merged = merge(manifest, copy.template)
+    merged["spec"]["tolerations"] = _tolerations(merged["spec"].get("tolerations", []))
+    return merged
+
+
+def _tolerations(given: Any) -> Any:
+    """The template's, and ours of the taints that it does not name, as the API server would add its own."""
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+        return given  # the API server says what is wrong with it
+    named = {str(entry.get("key") or "") for entry in given if entry.get("effect") in (None, "", "NoExecute")}
+    ours = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+        for key, seconds in LOST_NODE_SECONDS.items()
+        if not named & {key, ""}
+    ]
+    return [*given, *ours]
 
 
 _RESTRICTED: Final = {
@@ -102,30 +129,35 @@ def _engine(owner: Owner, copy: EngineCopy, ordinal: int, mounts: list[dict[str,
         "securityContext": _RESTRICTED,
         "volumeMounts": mounts,
     }
+    if ports := _ports(copy, ordinal):
+        container["ports"] = ports
     if ordinal == 0:
-        container |= {"ports": _leader_ports(copy), "readinessProbe": _READINESS}
+        container["readinessProbe"] = _readiness(copy.scheme.upper())
     resources = msgspec.to_builtins(copy.resources)
     if resources:
         container["resources"] = resources
     return container
 
 
-_READINESS: Final = {
-    "httpGet": {"path": "/ready", "port": names.HTTP_PORT_NAME, "scheme": "HTTP"},
-    "periodSeconds": 1,
-    "timeoutSeconds": 2,
-    "failureThreshold": 2,
-}
+def _readiness(scheme: str) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/ready", "port": names.HTTP_PORT_NAME, "scheme": scheme},
+        "periodSeconds": 1,
+        "timeoutSeconds": 2,
+        "failureThreshold": 2,
+    }
 
 
-def _leader_ports(copy: EngineCopy) -> list[dict[str, Any]]:
-    ports = {names.HTTP_PORT_NAME: names.HTTP_PORT}
-    if copy.members > 1:
+def _ports(copy: EngineCopy, ordinal: int) -> list[dict[str, Any]]:
+    ports = {names.HTTP_PORT_NAME: names.HTTP_PORT} if ordinal == 0 else {}
+    if ordinal == 0 and (copy.members > 1 or copy.is_elastic):
         ports[names.MEMBERS_PORT_NAME] = names.MEMBERS_PORT
+    if copy.executor == "Ray":
+        ports |= ({names.RAY_HEAD_PORT_NAME: names.RAY_HEAD_PORT} if ordinal == 0 else {}) | names.RAY_NODE_PORTS
     return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
 
 
-def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
+def _monitor(owner: Owner, name: str, images: Images, *, leads: bool) -> dict[str, Any]:
     return {
         "name": names.MONITOR_CONTAINER,
         "image": images.monitor,
@@ -138,6 +170,7 @@ def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
             f"--replica={owner.name}",
             f"--replica-uid={owner.uid}",
             f"--member={name}",
+            *(["--leads"] if leads else []),
         ],
         "env": [
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
@@ -147,7 +180,7 @@ def _monitor(owner: Owner, name: str, images: Images) -> dict[str, Any]:
         "securityContext": _RESTRICTED,
         "volumeMounts": [
             {"name": "sockets", "mountPath": SOCKET_DIR},
-            {"name": "monitor-token", "mountPath": TOKEN_DIR, "readOnly": True},
+            {"name": names.MONITOR_TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": True},
         ],
     }
 
@@ -166,7 +199,7 @@ def _volumes(copy: EngineCopy, *, ordinal: int) -> tuple[list[dict[str, Any]], l
         {"name": "sockets", "emptyDir": {}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_mib}Mi"}},
         {"name": "scratch", "emptyDir": {}},
-        {"name": "monitor-token", "projected": token},
+        {"name": names.MONITOR_TOKEN_VOLUME, "projected": token},
     ]
     mounts: list[dict[str, Any]] = [
         {"name": "sockets", "mountPath": SOCKET_DIR},
@@ -187,6 +220,10 @@ def _volumes(copy: EngineCopy, *, ordinal: int) -> tuple[list[dict[str, Any]], l
         secret = {"secretName": key.name, "items": [{"key": key.key, "path": "api-key"}], "defaultMode": 0o440}
         volumes.append({"name": "api-key", "secret": secret})
         mounts.append({"name": "api-key", "mountPath": API_KEY_DIR, "readOnly": True})
+    if copy.tls is not None and holds_certificate(copy, ordinal):
+        files = [{"key": file, "path": file} for file in ("tls.crt", "tls.key")]
+        volumes.append({"name": "tls", "secret": {"secretName": copy.tls.secret_name, "items": files, "defaultMode": 0o440}})
+        mounts.append({"name": "tls", "mountPath": TLS_DIR, "readOnly": True})
     return volumes, mounts
 
 

@@ -19,7 +19,9 @@ from .metadata import Owner, metadata
 
 def replica(owner: Owner, step: CreateReplica) -> dict[str, Any]:
     """``owner`` is the engine."""
-    spec: dict[str, Any] = {"index": step.index, "epoch": step.epoch, "engine": msgspec.to_builtins(step.copy)}
+    spec: dict[str, Any] = {"index": step.index, "epoch": step.epoch, "engine": msgspec.to_builtins(step.copy.lasting)}
+    if step.copy.is_elastic:
+        spec["data"] = step.copy.parallelism.data
     if step.failures:
         spec["failures"] = msgspec.to_builtins(step.failures)
     return {

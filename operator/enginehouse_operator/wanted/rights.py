@@ -27,7 +27,7 @@ def rights(owner: Owner) -> tuple[dict[str, Any], ...]:
                 "apiGroups": [names.GROUP],
                 "resources": ["enginereplicas"],
                 "resourceNames": [owner.name],
-                "verbs": ["get", "list", "watch"],
+                "verbs": ["list", "watch"],
             },
             {
                 "apiGroups": [names.GROUP],

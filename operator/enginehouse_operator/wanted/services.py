@@ -14,14 +14,14 @@ from enginehouse_operator.api import Service
 from .metadata import Owner, marked, metadata
 
 
-def services(owner: Owner, service: Service) -> tuple[dict[str, Any], ...]:
-    """In the order in which they are applied."""
+def services(owner: Owner, service: Service, *, scheme: str) -> tuple[dict[str, Any], ...]:
+    """In the order in which they are applied. ``scheme`` is what the engine speaks: http or https."""
     port = {
         "name": names.HTTP_PORT_NAME,
         "port": service.port,
         "targetPort": names.HTTP_PORT_NAME,
         "protocol": "TCP",
-        "appProtocol": "http",
+        "appProtocol": scheme,
     }
     serving = {
         "apiVersion": "v1",
@@ -57,7 +57,7 @@ def services(owner: Owner, service: Service) -> tuple[dict[str, Any], ...]:
     return marked(members), marked(serving)
 
 
-def endpoint(owner: Owner, service: Service) -> str:
+def endpoint(owner: Owner, service: Service, *, scheme: str) -> str:
     """The URL of the OpenAI API inside the cluster."""
-    port = "" if service.port == 80 else f":{service.port}"
-    return f"http://{names.service_name(owner.engine)}.{owner.namespace}.svc{port}"
+    port = "" if service.port == {"http": 80, "https": 443}[scheme] else f":{service.port}"
+    return f"{scheme}://{names.service_name(owner.engine)}.{owner.namespace}.svc{port}"

@@ -67,8 +67,10 @@ OWNED_FLAGS: Final = frozenset(
     {
         "--model", "--revision", "--served-model-name", "--executor", "--data-parallel", "--tensor-parallel", "--pipeline-parallel",
         "--api-servers", "--host", "--port", "--memory-utilization-percent", "--max-context-length", "--min-context-length",
-        "--startup-timeout-seconds", "--drain-timeout-seconds", "--api-key-file", "--monitor-socket", "--replica-uid",
-        "--model-cache-dir", "--members", "--member", "--workers-per-member", "--leader",
+        "--startup-timeout-seconds", "--drain-timeout-seconds", "--hang-stall-seconds", "--api-key-file", "--monitor-socket",
+        "--tls-certificate-file", "--tls-key-file",
+        "--replica-uid", "--model-cache-dir", "--members", "--member", "--workers-per-member", "--leader",
+        "--engine-name", "--ray-strategy", "--ray-token-file",
     }
 )  # fmt: skip
 _WHERE: Final = "spec.template"
@@ -105,6 +107,8 @@ def _merge_container(pod: dict[str, Any], container: Any, where: str) -> None:
         if not isinstance(argument, str) or argument.split("=", 1)[0] in OWNED_FLAGS:
             raise _refused(f"{where}.args", f"{argument!r} is set by the operator, from the fields of the engine's spec")
     _no_clash(engine["volumeMounts"], overlay.get("volumeMounts"), "mountPath", f"{where}.volumeMounts")
+    if any(mount.get("name") == names.MONITOR_TOKEN_VOLUME for mount in overlay.get("volumeMounts") or ()):
+        raise _refused(f"{where}.volumeMounts", REFUSED["spec.automountServiceAccountToken"])
     _merge(engine, overlay, ENGINE, where, "containers")
 
 

@@ -33,9 +33,13 @@ class ScriptedNode:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def fall_silent(self) -> None:
+        """From now on nothing is heard of it."""
         self._stop.set()
         self._thread.join(10)
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.fall_silent()
         self._core.delete_node(self.name)
         self._coordination.delete_namespaced_lease(self.name, LEASES)
 

@@ -51,7 +51,7 @@ class Stage:
     # the operator
 
     def operator(
-        self, *, die_after: int | None = None, engine_image: str = "engine:1", takes_lease: bool = True
+        self, *, die_after: int | None = None, engine_image: str = "engine:1", takes_lease: bool = True, metrics_port: int = 0
     ) -> OperatorProcess:
         """Start one for this namespace. The lease of one that was killed is taken away, or the next would wait for it to expire."""
         if takes_lease:
@@ -61,7 +61,7 @@ class Stage:
             "--monitor-image=monitor:1",
             f"--namespace={self.namespace}",
             "--health-port=0",
-            "--metrics-port=0",
+            f"--metrics-port={metrics_port}",
         ]
         started = self._zygote.start(arguments, log=self._log, die_after=die_after)
         self._operators.append(started)
@@ -118,6 +118,17 @@ class Stage:
     def pods(self) -> list[Raw]:
         return self.kubelet.pods()
 
+    def evict(self, pod: Raw) -> bool:
+        """As a node drain would. False: the budget of disruptions does not allow it now."""
+        name = pod["metadata"]["name"]
+        try:
+            self._core.create_namespaced_pod_eviction(name, self.namespace, {"metadata": {"name": name}})
+        except ApiException as error:
+            if error.status != 429:
+                raise
+            return False
+        return True
+
     def list(self, path: str) -> list[Raw]:
         answer = self.api.call_api(
             *self.api.param_serialize(
@@ -158,14 +169,16 @@ class Stage:
         return found
 
     def until_settled(self, good: Callable[[], bool]) -> None:
-        """``good`` holds, and the picture of the world has not changed for a while."""
+        """``good`` holds, and the picture of the world has not changed for a while since it did."""
         deadline = time.monotonic() + DEADLINE_SECONDS
-        last, since = self.versions(), time.monotonic()
-        while time.monotonic() - since < QUIET_SECONDS or not good():
+        last: list[str] | None = None
+        since = time.monotonic()
+        while last is None or time.monotonic() - since < QUIET_SECONDS or not good():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not settled\n{json.dumps(self.picture(), indent=1)}\n{self.log[-4000:]}")
             time.sleep(3 * POLL_SECONDS)
-            now = self.versions()
+            # The whole world is asked for only once there is something to wait out.
+            now = self.versions() if last is not None or good() else None
             if now != last:
                 last, since = now, time.monotonic()
 
@@ -186,18 +199,22 @@ class Stage:
             "replicas": {places[raw["metadata"]["name"]]: _replica(raw) for raw in self.replicas()},
             "pods": sorted(pods.values(), key=str),
         }
+        found["secrets"] = len(self.list(_PATHS["secrets"]))
         for kind in ("services", "accounts", "roles", "bindings"):
             names = [raw["metadata"]["name"] for raw in self.list(_PATHS[kind]) if _ours(raw)]
             found[kind] = sorted(places.get(name, name) for name in names)
         return found
 
     def garbage(self) -> list[str]:
-        """Names of what Kubernetes has yet to collect: rights whose replica is gone."""
+        """Names of what Kubernetes has yet to collect: rights and secrets whose replica is gone."""
         places = {raw["metadata"]["name"] for raw in self.replicas()}
         rights = [
             raw["metadata"]["name"] for kind in ("accounts", "roles", "bindings") for raw in self.list(_PATHS[kind]) if _ours(raw)
         ]
-        return sorted(set(rights) - places)
+        owned = {raw["metadata"]["uid"] for raw in self.replicas()}
+        secrets = self.list(_PATHS["secrets"])
+        left = [raw["metadata"]["name"] for raw in secrets if raw["metadata"]["ownerReferences"][0]["uid"] not in owned]
+        return sorted(set(rights) - places) + left
 
     # what the API server counted
 
@@ -222,6 +239,15 @@ class Stage:
             and "dryRun" not in event["requestURI"]
         ]
 
+    def reads(self) -> int:
+        """How often the operator has read engines, the watch aside: once in each pass at least."""
+        return sum(
+            event["userAgent"].startswith("enginehouse-operator")
+            and event["verb"] in ("get", "list")
+            and event["objectRef"]["resource"] == "inferenceengines"
+            for event in self.audit()
+        )
+
     def births(self) -> Counter[str]:
         """Successful creations of replicas and pods by whom ever, by name."""
         return Counter(
@@ -240,6 +266,7 @@ _PATHS = {
     "replicas": f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/enginereplicas",
     "pods": "/api/v1/namespaces/{namespace}/pods",
     "services": "/api/v1/namespaces/{namespace}/services",
+    "secrets": "/api/v1/namespaces/{namespace}/secrets",
     "accounts": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "roles": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
     "bindings": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
@@ -269,6 +296,7 @@ def _replica(raw: Raw) -> Raw:
     states = [row["state"] for row in raw.get("status", {}).get("members", ())]
     return {
         "engine": spec["engine"],
+        "data": spec.get("data"),
         "failures": len(spec.get("failures", ())),
         "end": end and end["reason"],
         "members": states,

@@ -21,11 +21,10 @@ def ready_pods(stage: Stage) -> set[str]:
 @pytest.mark.parametrize(
     ("spec", "reason", "words"),
     [
-        ({"executor": "Ray"}, "ExecutorNotAvailable", "later version"),
         ({"template": TEMPLATE_REFUSED}, "TemplateInvalid", "spec.template.spec.shareProcessNamespace"),
         ({"template": TEMPLATE_BROKEN}, "PodRejected", "tolerations"),
     ],
-    ids=["executor", "refused template", "broken template"],
+    ids=["refused template", "broken template"],
 )
 def test_a_spec_that_cannot_work_stalls_and_makes_nothing(stage: Stage, spec: dict[str, Any], reason: str, words: str) -> None:
     stage.operator()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from scripted_kubelet import failure
 from stage import Raw, Stage
 
 from enginehouse_operator import observe
@@ -24,11 +23,6 @@ def by_role(stage: Stage, role: str) -> list[Raw]:
 
 def uids(pods: list[Raw]) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods}
-
-
-def failure(**changes: Any) -> Raw:
-    record = {"role": "engine-core", "rank": 1, "incarnation": 1, "pid": 17, "signal": 9, "class": "Signal", "message": "killed"}
-    return record | {"detectedBy": "Pipe", "detectedTime": "2026-01-01T00:00:00.000000Z"} | changes
 
 
 def ended(stage: Stage) -> list[Raw]:
@@ -103,7 +97,8 @@ def test_a_rank_that_restarts_is_named_and_ends_nothing_and_a_dead_one_is_replac
     stage.until_condition("Ready", "True")
     assert uids(stage.pods()).isdisjoint(uids([pod]))
     events = stage.list("/api/v1/namespaces/{namespace}/events")
-    assert [found["reason"] for found in events if found["type"] == "Warning"] == ["RankDead"]
+    ours = [found for found in events if found["reportingComponent"] == "enginehouse-operator"]
+    assert [found["reason"] for found in ours if found["type"] == "Warning"] == ["RankDead"]
 
 
 def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: Stage) -> None:
@@ -153,3 +148,23 @@ def test_a_rollout_that_does_not_fit_stops_at_the_first_and_the_others_serve_on(
     stage.until_condition("Available", "True")
     stage.until_settled(lambda: len(stage.pods()) == 1)
     assert [(raw["spec"]["index"], raw["spec"]["epoch"]) for raw in stage.replicas()] == [(0, 1), (1, 2)], "no crash loop"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_leader_behind_which_nothing_lives_leaves_service_by_the_first_write_of_the_next_pass(stage: Stage, told: bool) -> None:
+    stage.operator()
+    stage.apply(**TWO_RANKS, restart={"maxRestarts": 0})
+    stage.until_condition("Ready", "True")
+    stage.until_settled(lambda: True)
+    (pod,) = stage.pods()
+    before = len(stage.writes())
+    stage.kubelet.tell(pod, rank_0="Dead", rank_1="Dead", failures=[failure(), failure(rank=0, pid=18)] if told else [])
+    stage.until_condition("Available", "False")
+    stage.until_settled(lambda: True)
+    writes = stage.writes()[before:]
+    assert writes[0] == "patch pods/", "before the end, the statuses and whatever else there is to do"
+    assert bool(ended(stage)) == told
+    if not told:
+        (there,) = stage.pods()
+        assert "enginehouse.dev/serving" not in there["metadata"]["labels"]
+        assert writes.count("patch pods/") == 1

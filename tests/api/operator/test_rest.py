@@ -59,3 +59,18 @@ def test_a_second_operator_stands_by_and_takes_over_when_the_first_ends(stage: S
     stage.patch(spec={"replicas": 2})
     stage.until_condition("Ready", "True")
     assert second.exit_code is None
+
+
+def test_a_death_after_the_leader_was_killed_is_answered_by_the_next_one_when_the_lease_is_old(stage: Stage) -> None:
+    first = stage.operator()
+    stage.apply()
+    stage.until_condition("Ready", "True")
+    (victim,) = (pod["metadata"]["uid"] for pod in stage.pods())
+    stage.operator(takes_lease=False)
+    stage.until(lambda: "standing by" in stage.log, saying="the second stands by")
+    first.kill()
+    stage.kubelet.fate = lambda pod: "die" if pod["metadata"]["uid"] == victim else "serve"
+    stage.until(lambda: stage.log.count("works on") == 2, saying="the second one leads")
+    stage.until(lambda: stage.engine()["status"].get("restarts") == 1, saying="the death is told")
+    stage.until_condition("Ready", "True")
+    stage.until(lambda: [raw["spec"]["epoch"] for raw in stage.replicas()] == [2], saying="one successor, and nothing else")

@@ -22,9 +22,10 @@ def monitor(tmp_path: Path, api: FakeApi) -> Iterator[Callable[[], MonitorProces
     """Starts a monitor of pod-0 beside the fake API; all of them share one socket path."""
     started: list[MonitorProcess] = []
 
-    def start(*, replica_uid: str = "replica-uid") -> MonitorProcess:
+    def start(*, replica_uid: str = "replica-uid", leads: bool = False) -> MonitorProcess:
         where = {"host": "127.0.0.1", "port": api.port, "credentials": api.credentials}
-        started.append(MonitorProcess(tmp_path, **where, namespace="here", replica="replica", replica_uid=replica_uid))
+        of_replica = {"namespace": "here", "replica": "replica", "replica_uid": replica_uid}
+        started.append(MonitorProcess(tmp_path, **where, **of_replica, leads=leads))
         return started[-1]
 
     yield start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse_operator.monitor.__main__ import settings
-from enginehouse_operator.monitor.api import Access
+from enginehouse_operator.monitor.connection import Access
 
 ARGUMENTS = ["--socket=/run/enginehouse/monitor.sock", "--namespace=n", "--replica=r", "--replica-uid=u", "--member=pod-0"]
 ENVIRONMENT = {"POD_UID": "pu", "POD_IP": "10.0.0.7", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_a_death_is_in_the_row_with_the_time_its_pipe_closed(api: Any, monitor: 
     assert failure == {
         "role": "engine-core",
         "rank": 0,
+        "index": 0,
         "incarnation": 1,
         "pid": 7,
         "signal": 9,
@@ -68,6 +70,29 @@ def test_a_death_is_in_the_row_with_the_time_its_pipe_closed(api: Any, monitor: 
         "message": "killed",
         "detectedBy": "Pipe",
     }
+
+
+def test_a_death_has_the_time_of_the_lost_lock_when_that_came_before_the_pipe(api: Any, monitor: Any) -> None:
+    launcher = monitor().launcher()
+    launcher.hear()
+    read_end, write_end = os.pipe()
+    lost, lost_write_end = os.pipe()
+    pidfd = os.pidfd_open(os.getpid())
+    identity = {"role": "engine-core", "rank": 0, "index": 0, "incarnation": 1, "pid": 7}
+    launcher.say({"type": "process", **identity}, read_end, pidfd, lost)
+    for descriptor in (read_end, pidfd, lost):
+        os.close(descriptor)
+    before = datetime.now(UTC).isoformat()
+    os.close(lost_write_end)
+    launcher.state("Restarting")
+    api.wait_for(lambda api: api.row()["state"] == "Restarting")
+    after = datetime.now(UTC).isoformat()
+    os.close(write_end)
+    launcher.exited()
+    api.wait_for(lambda api: api.row()["failures"])
+    (failure,) = api.row()["failures"]
+    assert failure["detectedBy"] == "Pipe"
+    assert before < failure["detectedTime"].replace("Z", "+00:00") < after
 
 
 @pytest.mark.parametrize("order", ["pipe first", "word first"])
@@ -89,6 +114,27 @@ def test_a_death_that_is_told_in_both_ways_at_once_is_one_failure(api: Any, moni
     api.wait_for(lambda a: a.row()["failures"] and a.row()["state"] == "Failed")
     assert one.terminate() == 0
     assert [failure["detectedBy"] for failure in api.row()["failures"]] == ["Pipe"]
+
+
+def test_a_lock_that_was_lost_while_the_monitor_slept_tells_although_the_pipe_is_still_open(api: Any, monitor: Any) -> None:
+    one = monitor()
+    launcher = one.launcher()
+    launcher.hear()
+    ends = [os.pipe() for _ in ("pipe", "lock")]
+    pidfd = os.pidfd_open(os.getpid())
+    identity = {"role": "engine-core", "rank": 0, "index": 0, "incarnation": 1, "pid": 7}
+    launcher.say({"type": "process", **identity}, ends[0][0], pidfd, ends[1][0])
+    launcher.state("Serving")
+    api.wait_for(lambda a: a.row()["state"] == "Serving")
+    one.process.send_signal(signal.SIGSTOP)
+    launcher.state("Restarting")  # So the launcher is what the monitor looks at first.
+    os.close(ends[1][1])
+    launcher.exited()
+    one.process.send_signal(signal.SIGCONT)
+    api.wait_for(lambda a: a.row()["failures"])
+    assert [failure["detectedBy"] for failure in api.row()["failures"]] == ["Pipe"]
+    for descriptor in (ends[0][0], ends[0][1], pidfd, ends[1][0]):
+        os.close(descriptor)
 
 
 def test_a_death_that_only_the_launcher_saw_says_so(api: Any, monitor: Any) -> None:
@@ -127,6 +173,24 @@ def test_the_launchers_own_death_is_a_failure(api: Any, monitor: Any) -> None:
     assert api.row()["ranks"][0]["state"] == "Dead"
 
 
+def test_nobody_waits_for_the_ends_of_a_dead_launchers_processes(api: Any, monitor: Any) -> None:
+    one = monitor()
+    launcher = one.launcher()
+    launcher.hear()
+    alone = one.held_pipes()
+    held = [launcher.process(rank=rank) for rank in range(8)]
+    launcher.state("Serving")
+    api.wait_for(lambda a: a.row()["state"] == "Serving")
+    assert one.held_pipes() == alone + 8
+    launcher.close()
+    api.wait_for(lambda a: a.row()["failures"])
+    assert one.held_pipes() == alone
+    for write_end in held:
+        os.close(write_end)
+    assert one.terminate() == 0
+    assert [failure["role"] for failure in api.row()["failures"]] == ["launcher"]
+
+
 def test_a_restarted_monitor_keeps_what_was_written_and_writes_nothing_new(api: Any, monitor: Any) -> None:
     one = monitor()
     launcher = one.launcher()
@@ -144,48 +208,6 @@ def test_a_restarted_monitor_keeps_what_was_written_and_writes_nothing_new(api: 
     launcher.state("Serving")
     assert again.terminate() == 0
     assert (api.row(), api.writes()) == (row, writes)
-
-
-def test_a_row_of_another_pod_ends_the_monitor_and_is_not_touched(api: Any, monitor: Any) -> None:
-    api.members = [{"name": "pod-0", "uid": "another"}]
-    one = monitor()
-    assert one.process.wait(20) == 1
-    assert "belongs to the pod with UID another" in one.log.read_text()
-    assert api.members == [{"name": "pod-0", "uid": "another"}]
-
-
-def test_a_row_that_another_pod_writes_first_ends_the_monitor(api: Any, monitor: Any) -> None:
-    """Between reading the replica and the first write."""
-    handle = api.handle
-
-    def race(method: str, *rest: Any) -> Any:
-        if method == "PATCH" and not api.members:
-            api.members = [{"name": "pod-0", "uid": "another"}]
-            api.version += 1
-        return handle(method, *rest)
-
-    api.handle = race
-    one = monitor()
-    assert one.process.wait(20) == 1
-    assert api.members == [{"name": "pod-0", "uid": "another"}]
-
-
-@pytest.mark.parametrize("change", [{"exists": False}, {"uid": "its successor"}])
-def test_a_replica_that_is_not_this_pods_ends_a_monitor_that_was_not_born(api: Any, monitor: Any, change: dict[str, Any]) -> None:
-    for key, value in change.items():
-        setattr(api, key, value)
-    one = monitor()
-    assert one.process.wait(20) == 1
-    assert api.writes() == 0
-
-
-def test_a_replica_that_took_the_name_later_aborts_the_engine(api: Any, monitor: Any) -> None:
-    launcher = monitor().launcher()
-    launcher.hear()
-    api.uid, api.members = "its successor", []
-    launcher.state("Serving")
-    assert launcher.hear() == {"type": "abort", "ranks": [0]}
-    assert api.row() is None, "what was written to the wrong one is taken back"
 
 
 def test_a_rotated_token_is_read_again(api: Any, monitor: Any) -> None:
@@ -263,10 +285,54 @@ def test_a_settled_monitor_neither_writes_nor_wakes_and_is_small(api: Any, monit
     launcher = one.launcher()
     launcher.hear()
     launcher.state("Serving", maxContextLength=128, kvBlocks=9)
-    api.wait_for(lambda a: a.row()["state"] == "Serving")
-    time.sleep(0.2)  # the answer to the last write is still being read
-    requests, switches = len(api.requests), one.status("voluntary_ctxt_switches")
+    api.wait_for(lambda a: a.row()["state"] == "Serving" and a.watches)
+    time.sleep(0.5)  # the answer to the last write, and what the watch says of it, are still being read
+    requests, switches = len(api.requests), one.switches()
     time.sleep(1.5)
     assert len(api.requests) == requests
-    assert one.status("voluntary_ctxt_switches") == switches
+    assert one.switches() == switches
     assert one.status("VmRSS") < 30 * 1024
+
+
+def test_a_leader_is_told_how_many_ranks_are_wanted_after_stored_and_whenever_it_changes(api: Any, monitor: Any) -> None:
+    api.data = 2
+    one = monitor(leads=True)
+    launcher = one.launcher()
+    assert [launcher.hear(), launcher.hear()] == [{"type": "stored"}, {"type": "resize", "data": 2}]
+    for data in (3, 2, 3):
+        api.change(data=data)
+        assert launcher.hear() == {"type": "resize", "data": data}
+    api.change(members=[*api.members, {"name": "pod-1", "uid": "x"}])
+    launcher.close()
+    again = one.launcher()
+    assert [again.hear(), again.hear()] == [{"type": "stored"}, {"type": "resize", "data": 3}]
+    api.change(deleting=True)
+    assert again.hear() == {"type": "drain"}
+    api.change(data=1)
+    api.wait_for(lambda a: a.watches)
+    assert one.terminate() == 0
+    assert again.connection.recv(100) == b"", "nothing is added to what ends"
+
+
+def test_a_member_that_does_not_lead_is_told_of_no_ranks(api: Any, monitor: Any) -> None:
+    api.data = 2
+    one = monitor()
+    launcher = one.launcher()
+    assert launcher.hear() == {"type": "stored"}
+    api.change(data=3)
+    assert one.terminate() == 0
+    assert launcher.connection.recv(100) == b""
+
+
+def test_where_ray_has_placed_the_ranks_is_in_the_row_as_the_schema_has_it(api: Any, monitor: Any) -> None:
+    launcher = monitor().launcher()
+    launcher.hear()
+    lacks = {"index": 1, "state": "Pending", "lacking": "needs accelerator: 1, member 1 has not joined", "node": ""}
+    group = {"rank": 1, "incarnation": 1, "strategy": "Pack", "state": "Pending", "bundles": [{"index": 0, "node": None}, lacks]}
+    launcher.say({"type": "state", "state": "Serving", "ranks": [{"rank": 1, "state": "Pending"}], "placement": [{"rank": "one"}]})
+    launcher.say({"type": "state", "state": "Serving", "ranks": [{"rank": 1, "state": "Pending"}], "placement": [group]})
+    api.wait_for(lambda a: a.row()["state"] == "Serving")
+    bundles = [{"index": 0}, {key: lacks[key] for key in ("index", "state", "lacking")}]
+    assert api.row()["placement"] == [{"rank": 1, "strategy": "Pack", "state": "Pending", "bundles": bundles}]
+    launcher.state("Serving")
+    api.wait_for(lambda a: "placement" not in a.row())

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from enginehouse_operator.monitor.row import (
     KEPT_FAILURES,
-    ForeignRow,
     Row,
     acknowledged,
     adopted,
     failure,
     found_in,
     stamped,
+    was_told_of_a_death,
     with_failure,
+    with_launcher_gone,
     with_state,
 )
 
@@ -35,6 +36,7 @@ def test_a_failure_has_the_fields_of_the_contract_and_no_others() -> None:
     assert died(7) == {
         "role": "engine-core",
         "rank": 0,
+        "index": 0,
         "incarnation": 1,
         "pid": 7,
         "class": "Signal",
@@ -74,6 +76,27 @@ def test_a_state_takes_the_ranks_over_whole_and_leaves_the_failures() -> None:
     assert len(row.failures) == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "noticed", "told"),
+    [
+        (["Serving", "Serving"], ["Serving", "Dead"], [], True),
+        (["Serving", "Serving"], ["Serving", "Dead"], [1], False),
+        (["Serving", "Serving"], ["Dead", "Dead"], [1], True),
+        (["Serving", "Dead"], ["Serving", "Dead"], [], False),
+        (["Serving", "Serving"], ["Serving", "Restarting"], [], False),
+    ],
+    ids=["elsewhere", "here", "one here, one elsewhere", "known", "not dead"],
+)
+def test_a_pod_was_told_of_a_death_if_none_of_its_own_processes_died_of_it(
+    before: list[str], after: list[str], noticed: list[int], told: bool
+) -> None:
+    was, now = (
+        with_state(BORN, {"state": "Serving", "ranks": [{"rank": rank, "state": state} for rank, state in enumerate(states)]})
+        for states in (before, after)
+    )
+    assert was_told_of_a_death(was, now, noticed=noticed) is told
+
+
 def test_the_same_state_is_the_same_row() -> None:
     message = {
         "state": "Serving",
@@ -98,9 +121,47 @@ def test_without_a_row_there_is_none(replica: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", [{"name": "pod-0", "uid": "another"}, {"name": "pod-0"}])
-def test_the_row_of_another_pod_is_refused(row: dict[str, Any]) -> None:
-    with pytest.raises(ForeignRow, match="a member is born once"):
-        found_in({"status": {"members": [row]}}, name="pod-0", uid="pod-uid")
+def test_the_row_of_another_pod_is_not_this_pods(row: dict[str, Any]) -> None:
+    assert found_in({"status": {"members": [row]}}, name="pod-0", uid="pod-uid") is None
+
+
+def test_api_servers_are_in_the_row_of_a_pod_that_has_some() -> None:
+    message = {"state": "Serving", "ranks": [], "apiServers": [{"index": 0, "incarnation": 2, "state": "Restarting", "pid": 9}]}
+    row = with_state(BORN, message)
+    assert row.fields()["apiServers"] == [{"index": 0, "incarnation": 2, "state": "Restarting"}]
+    assert found_in({"status": {"members": [row.fields()]}}, name="pod-0", uid="pod-uid") == row
+    assert "apiServers" not in with_state(row, {"state": "Serving", "ranks": []}).fields()
+
+
+def test_evidence_is_that_of_the_newest_failure_and_keeps_its_end() -> None:
+    row = with_failure(with_failure(BORN, died(7, evidence="old")), died(8, evidence="x" * 5000 + "the end"))
+    old, new = row.failures
+    assert "evidence" not in old
+    assert len(new["evidence"]) == 4096
+    assert new["evidence"].endswith("xthe end")
+
+
+def test_evidence_that_comes_later_makes_no_second_failure_and_only_the_newest_takes_it() -> None:
+    row = stamped(with_failure(with_failure(BORN, died(7)), died(8)), reported_time="t")
+    with_evidence = with_failure(row, died(8, evidence="stacks"))
+    assert [known.get("evidence") for known in with_evidence.failures] == [None, "stacks"]
+    assert [known["reportedTime"] for known in with_evidence.failures] == ["t", "t"]
+    assert with_failure(with_evidence, died(8)) == with_evidence, "what is told again without it takes nothing away"
+    assert with_failure(row, died(7, evidence="late")) == row
+
+
+def test_a_launcher_that_is_gone_takes_ranks_and_api_servers_with_it() -> None:
+    state = {
+        "state": "Serving",
+        "ranks": [{"rank": 0, "state": "Serving", "kvBlocks": 3}],
+        "apiServers": [{"index": 0, "state": "Serving"}],
+    }
+    row = with_launcher_gone(with_state(BORN, state))
+    assert (row.state, row.ranks, row.api_servers) == (
+        "Failed",
+        ({"rank": 0, "state": "Dead", "kvBlocks": 3},),
+        ({"index": 0, "state": "Dead"},),
+    )
 
 
 @pytest.mark.parametrize("heard_state", [False, True])
@@ -112,3 +173,20 @@ def test_an_adopted_row_keeps_both_lives_failures(heard_state: bool) -> None:
     row = adopted(own, found, heard_state=heard_state)
     assert [(known["pid"], known.get("reportedTime")) for known in row.failures] == [(1, "t"), (2, None)]
     assert row.state == ("Failed" if heard_state else "Serving")
+
+
+def test_two_api_servers_that_could_not_be_started_are_two_failures() -> None:
+    row = BORN
+    for index in (0, 1, 0):
+        row = with_failure(row, {"role": "api-server", "index": index, "incarnation": 1, "class": "Exception"})
+    assert [known["index"] for known in row.failures] == [0, 1]
+
+
+def test_placement_is_found_again_and_long_words_are_cut_to_what_the_schema_takes() -> None:
+    groups = [{"rank": 0, "state": "Pending", "bundles": [{"index": 0, "lacking": "x" * 2000}]}]
+    row = with_state(BORN, {"state": "Starting", "ranks": [], "placement": groups})
+    assert len(row.placement[0]["bundles"][0]["lacking"]) == 253
+    found = found_in({"status": {"members": [row.fields()]}}, name="pod-0", uid="pod-uid")
+    assert found == row
+    assert adopted(BORN, row, heard_state=False).placement == row.placement
+    assert with_launcher_gone(row).placement == ()

@@ -88,8 +88,20 @@ class MemoryApi:
 
     async def merge(self, kind: Kind, namespace: str, name: str, *, uid: str, patch: Raw) -> Raw:
         self._ask("merge", kind.plural, name)
-        self._found(kind.plural, name, uid)
+        found = self._found(kind.plural, name, uid)
+        if patch.get("metadata", {}).get("resourceVersion", now := found["metadata"]["resourceVersion"]) != now:
+            raise Conflict(f"{kind.plural} {name}", status=409)
         return self._change(kind.plural, name, patch)
+
+    async def remove_from_status(self, kind: Kind, namespace: str, name: str, *, uid: str, path: str, known: dict[str, str]) -> Raw:
+        self._ask("remove", kind.plural, name)
+        found = self._found(kind.plural, name, uid)
+        *_, where, place = path.split("/")
+        kept = list(found["status"][where])
+        if any(kept[int(place)].get(key) != value for key, value in known.items()):
+            raise Conflict(f"{kind.plural} {name}", status=422)
+        del kept[int(place)]
+        return self._change(kind.plural, name, {"status": {where: kept}})
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         self._ask("delete", kind.plural, name)

@@ -30,7 +30,12 @@ def spec(**changes: Any) -> dict[str, Any]:
         ({"model": {"uri": "file:///m", "revision": "r"}}, reasons.INVALID_SPEC, "spec.model.revision"),
         ({"model": {"uri": "file:///m", "cache": {"claimName": "c"}}}, reasons.INVALID_SPEC, "spec.model.cache"),
         ({"executor": "Threads"}, reasons.INVALID_SPEC, "spec.executor"),
-        ({"executor": "Ray"}, reasons.EXECUTOR_NOT_AVAILABLE, "spec.executor"),
+        ({"ray": {}}, reasons.INVALID_SPEC, "spec.ray"),
+        (
+            {"executor": "Ray", "parallelism": {"data": 3, "tensor": 4, "workersPerMember": 6}},
+            reasons.IMPOSSIBLE_PARALLELISM,
+            "spec.parallelism.workersPerMember",
+        ),
         ({"executor": "InProcess", "parallelism": {"tensor": 2}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         ({"parallelism": {"data": 0}}, reasons.IMPOSSIBLE_PARALLELISM, "spec.parallelism"),
         (
@@ -84,7 +89,10 @@ DEFAULTS = {
 @given(st.sets(st.sampled_from(sorted(DEFAULTS))))
 def test_writing_defaults_out_changes_nothing(written: set[str]) -> None:
     plain = spec_rules.parse_engine(spec()).copy()
-    assert spec_rules.parse_engine(spec(**{key: DEFAULTS[key] for key in written})).copy() == plain
+    other = spec_rules.parse_engine(spec(**{key: DEFAULTS[key] for key in written})).copy()
+    assert other == plain
+    assert api.revision(other) == api.revision(plain)
+    assert msgspec.to_builtins(other) == msgspec.to_builtins(plain)
 
 
 def test_a_quantity_is_the_same_as_number_and_as_text() -> None:

@@ -1,12 +1,15 @@
-"""What the API server's answers mean to the operator."""
+"""What the API server's answers mean to the operator, and that every request is counted."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 
 from enginehouse_operator import kubernetes_client as client
+from enginehouse_operator import metrics
 
 WEBHOOK = 'Internal error occurred: failed calling webhook "pods.policy.example": connection refused'
 
@@ -38,3 +41,56 @@ def test_an_answer_that_is_no_success_becomes_an_error_of_its_class(
 def test_an_answer_that_is_no_object_is_an_error_in_words(content: bytes) -> None:
     with pytest.raises(client.Unavailable):
         client._result("GET /pods", 502, content)
+
+
+@pytest.fixture
+async def connected() -> AsyncIterator[client.KubernetesClient]:
+    """To an API server that refuses to delete, does not know pods' statuses, and hangs up on whoever lists secrets."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/secrets"):
+            assert request.transport is not None
+            request.transport.abort()
+        status = {"DELETE": 403, "PATCH": 404}.get(request.method, 200)
+        return web.json_response({"items": [], "metadata": {}}, status=status)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    configuration = client.transport.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        async with client.KubernetesClient(configuration) as found:
+            yield found
+    finally:
+        await runner.cleanup()
+
+
+async def test_every_request_is_counted_by_verb_kind_and_what_came_of_it(connected: client.KubernetesClient) -> None:
+    def counted() -> dict[tuple[str, ...], float]:
+        (family,) = metrics.API_REQUESTS.collect()
+        return {(found.labels["verb"], found.labels["kind"], found.labels["code"]): found.value for found in family.samples}
+
+    metrics.API_REQUESTS.clear()
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n", "uid": "u"}}
+    await connected.get(client.PODS, "n", "p")
+    await connected.list(client.PODS, "n")
+    await connected.create(pod)
+    await connected.create(pod, dry_run=True)
+    await connected.replace(pod)
+    for refused in (
+        connected.delete(client.PODS, "n", "p", uid="u"),
+        connected.list(client.SECRETS, "n"),
+        connected.apply(pod),
+        connected.apply_status(client.REPLICAS, pod, {}),
+        connected.merge(client.PODS, "n", "p", uid="u", patch={}),
+        connected.remove_from_status(client.REPLICAS, "n", "p", uid="u", path="/status/members/0", known={}),
+    ):
+        with pytest.raises(client.ApiError):
+            await refused
+    answered = {("get", "pods"), ("list", "pods"), ("create", "pods"), ("try", "pods"), ("update", "pods")}
+    unknown = {("apply", "pods"), ("apply", "enginereplicas/status"), ("patch", "pods"), ("patch", "enginereplicas/status")}
+    expected = {(*what, "200") for what in answered} | {(*what, "404") for what in unknown}
+    assert counted() == dict.fromkeys(expected | {("delete", "pods", "403"), ("list", "secrets", "0")}, 1.0)

@@ -258,7 +258,7 @@ def test_a_launcher_that_died_itself_is_judged_by_its_container() -> None:
     world = settled()
     unknown = Failure(class_="Unknown", role="launcher", pid=1)
     reported(world, "Failed", unknown)
-    assert world.plans()[1] == (), "the kubelet is about to say"
+    assert ends(world.plans()[1]) == [], "the kubelet is about to say"
     member = world.live[0].members[0]
     world.change_member(member.name, has_ended=True, failure=Failure(class_="OutOfMemory", role="launcher", signal=9))
     assert written_failure(world).class_ == "OutOfMemory"
@@ -300,7 +300,7 @@ def test_a_model_that_is_not_there_stalls_whichever_report_comes_first(order: tu
         else:
             world.change_member(replica.members[0].name, has_ended=True, failure=NOT_FOUND)
         if order[0] == "row" and report == "row":
-            assert world.plans()[1] == (), "the kubelet is about to say"
+            assert ends(world.plans()[1]) == [], "the kubelet is about to say"
     assert written_failure(world).class_ == "ModelNotFound"
     world.settle()
     (verdict,) = world.plans()[0].waiting
@@ -341,6 +341,6 @@ def test_an_engine_that_ends_by_itself_has_failed_also_with_exit_code_0() -> Non
     world = settled(restart=api.Restart(max_restarts=0))
     world.change_member(world.live[0].members[0].name, has_ended=True, succeeded=True, is_ready=False)
     failure = written_failure(world)
-    assert (failure.class_, failure.exit_code, failure.costs_budget) == ("ExitCode", 0, True)
+    assert (failure.class_, failure.exit_code, failure.policy.counts) == ("ExitCode", 0, True)
     world.settle()
     assert [verdict.reason for verdict in world.plans()[0].waiting] == [reasons.RESTART_BUDGET_SPENT]

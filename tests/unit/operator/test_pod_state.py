@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from enginehouse_operator import reasons
-from enginehouse_operator.pod_state import pod_failure, pod_problem
+from enginehouse_operator.pod_state import is_node_lost, pod_failure, pod_problem
 
 
 def a_pod(**status: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
         (a_pod(containerStatuses=[waiting("CreateContainerError", "no device")]), reasons.CONTAINER_NOT_CREATED, "no device"),
         (
             a_pod(initContainerStatuses=[waiting("CrashLoopBackOff", "back-off 10s", "monitor")]),
-            reasons.MONITOR_NOT_RUNNING,
+            reasons.MONITOR_DOWN,
             "kubectl logs p -c monitor",
         ),
     ],
@@ -115,10 +115,19 @@ LAST_WORDS = json.dumps(
             {"class_": "Evicted", "message": "low", "exit_code": 137},
         ),
         (a_pod(phase="Failed"), {"class_": "Unknown"}),
+        (a_pod(phase="Failed", reason="Terminated", message="imminent node shutdown"), {"class_": "Removed"}),
+        (
+            a_pod(
+                phase="Failed",
+                conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC", "message": "no node"}],
+            ),
+            {"class_": "NodeLost"},
+        ),
         # Words of any image, which the schema of spec.end would refuse: then the replica could never end.
         (ended(exitCode=1, message=json.dumps({"class": "x" * 129})), {"class_": "ExitCode", "exit_code": 1}),
         (ended(exitCode=1, message=json.dumps({"class": "A", "rank": -1})), {"class_": "ExitCode", "exit_code": 1}),
         (ended(exitCode=1, message=json.dumps({"class": "A", "pid": 2**40})), {"class_": "ExitCode", "exit_code": 1}),
+        (ended(exitCode=1, message='{"x":' + "[" * 4000), {"class_": "ExitCode", "exit_code": 1}),
         (ended(exitCode=1, message=json.dumps({"class": "A", "detectedTime": "2026-01-01T00:00:00"})), {"class_": "ExitCode"}),
         (
             a_pod(phase="Failed", containerStatuses=[container("helper", terminated={"exitCode": 3, "reason": "Error"})]),
@@ -135,3 +144,65 @@ def test_what_a_pod_died_of(pod: dict[str, Any], expected: dict[str, Any]) -> No
 @pytest.mark.parametrize("phase", ["Pending", "Running", "Succeeded"])
 def test_a_pod_that_lives_or_ended_in_order_died_of_nothing(phase: str) -> None:
     assert pod_failure(a_pod(phase=phase, containerStatuses=[container(terminated={"exitCode": 0})])) is None
+
+
+def beside(monitor: dict[str, Any], *, engine: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A pod whose engine runs unless it is said otherwise."""
+    engine = {"running": {}} if engine is None else engine
+    return a_pod(
+        phase="Running",
+        initContainerStatuses=[container("monitor", **monitor)],
+        containerStatuses=[container(**engine)],
+    )
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        {"terminated": {"exitCode": 1}},
+        {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}},
+        {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+    ],
+)
+def test_a_monitor_that_does_not_run_is_told_with_its_pod_and_harms_no_engine_that_runs(monitor: dict[str, Any]) -> None:
+    problem = pod_problem(beside(monitor))
+    assert problem is not None
+    assert (problem.reason, problem.is_harmless, problem.wants_person) == (reasons.MONITOR_DOWN, True, False)
+    assert "monitor of pod p" in problem.message
+    assert "kubectl logs p -c monitor --previous" in problem.message
+    assert problem == pod_problem(beside({"terminated": {"exitCode": 2}})), "words that do not move with its restarts"
+
+
+def test_a_monitor_is_not_missed_that_runs_or_is_not_known_or_ends_with_its_pod() -> None:
+    assert pod_problem(beside({"running": {}})) is None
+    assert pod_problem(a_pod(phase="Running", containerStatuses=[container(running={})])) is None
+    ending = beside({"terminated": {"exitCode": 0}})
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert pod_problem(ending) is None
+    without_engine = pod_problem(beside({"waiting": {"reason": "CrashLoopBackOff"}}, engine={"waiting": {}}))
+    assert without_engine is not None
+    assert not without_engine.is_harmless
+
+
+def condition(kind: str, status: str, reason: str = "") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("is_deleted", "conditions", "lost"),
+    [
+        (True, [condition("DisruptionTarget", "True", "DeletionByTaintManager")], True),
+        (True, [condition("DisruptionTarget", "True", "EvictionByEvictionAPI")], False),
+        (True, [condition("DisruptionTarget", "False", "DeletionByTaintManager")], False),
+        (True, [condition("Ready", "False"), condition("ContainersReady", "True")], True),
+        (False, [condition("Ready", "False"), condition("ContainersReady", "True")], False),
+        (True, [condition("Ready", "False"), condition("ContainersReady", "False")], False),
+        (True, [condition("Ready", "True"), condition("ContainersReady", "True")], False),
+        (True, [], False),
+    ],
+)
+def test_whether_a_pod_goes_because_its_node_is_lost(is_deleted: bool, conditions: list[dict[str, str]], lost: bool) -> None:
+    pod = a_pod(phase="Running", conditions=conditions)
+    if is_deleted:
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert is_node_lost(pod) is lost

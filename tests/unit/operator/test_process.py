@@ -53,16 +53,28 @@ def test_an_operator_that_waits_ends_in_order_when_asked_to(tmp_path: Path, numb
     assert b"Traceback" not in rest
 
 
-def test_without_a_cluster_one_line_says_what_to_do(tmp_path: Path) -> None:
-    flags = ["--engine-image=e", "--monitor-image=m", "--lease-namespace=n"]
+def run_without_a_cluster(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """An operator that finds no API server, to its end."""
+    flags = ["--engine-image=e", "--monitor-image=m", "--lease-namespace=n", *more]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KUBERNETES_")}
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "enginehouse_operator", *flags],
-        env={**environment, "KUBECONFIG": str(tmp_path / "none"), "PYTHONPATH": str(ROOT / "operator")},
+        env={**environment, "KUBECONFIG": str(folder / "none"), "PYTHONPATH": str(ROOT / "operator")},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
     )
+
+
+def test_in_json_each_record_is_an_object_on_a_line_of_its_own(tmp_path: Path) -> None:
+    ended = run_without_a_cluster(tmp_path, "--log-format=json")
+    *_, record = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (record["level"], record["logger"]) == ("error", "enginehouse.operator")
+    assert "KUBECONFIG" in record["message"]
+
+
+def test_without_a_cluster_one_line_says_what_to_do(tmp_path: Path) -> None:
+    ended = run_without_a_cluster(tmp_path)
     assert ended.returncode == 1
     assert "KUBECONFIG" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -132,3 +132,30 @@ async def test_failures_come_again_later_each_time_and_a_success_forgets_them(mo
         queue.add(A)
         await asyncio.wait_for(done.wait(), DEADLINE)
     assert delays == [0.5, 1.0, 2.0, 4.0, 600.0, 0.5]
+
+
+async def test_what_happens_during_a_failing_pass_does_not_wait_for_its_long_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays: list[float] = []
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = loop.call_later
+
+    def at_once(delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+        if getattr(callback, "__name__", "") != "_due":
+            return real(delay, callback, *arguments)
+        delays.append(delay)
+        if len(delays) == 5:
+            done.set()
+        return real(0 if len(delays) < 5 else 3600, callback, *arguments)
+
+    monkeypatch.setattr(loop, "call_later", at_once)
+
+    async def one_pass(key: Key) -> Again:
+        if len(delays) == 4:
+            queue.add(key)
+        return Again(after_seconds=0.0, failed=True)
+
+    async with running(one_pass) as queue:
+        queue.add(A)
+        await asyncio.wait_for(done.wait(), DEADLINE)
+    assert delays == [0.5, 1.0, 2.0, 4.0, 0.5]

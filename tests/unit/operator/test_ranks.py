@@ -121,6 +121,18 @@ def test_a_lost_worker_leaves_the_other_rank_serving_until_the_drain_is_over(how
     assert [replica.spec.epoch for replica in world.ready] == [2]
 
 
+@pytest.mark.parametrize("how", ["kill", "vanish"])
+def test_a_worker_that_nobody_saw_die_delays_its_replica_once_and_not_for_ever(how: str) -> None:
+    world = settled(parallelism=SPREAD)
+    world.kill(world.name_of(0, 1))
+    world.settle()
+    getattr(world, how)(world.name_of(0, 2), ordinals=frozenset({2}))
+    died = world.now
+    assert ends(world) == []
+    world.settle()
+    assert [(replica.spec.epoch, replica.created - died) for replica in world.ready] == [(3, timedelta(seconds=10))]
+
+
 def test_a_dead_rank_ends_its_replica_by_a_drain_with_the_cause() -> None:
     world = settled(parallelism=TWO_RANKS)
     world.rank_dies(world.name_of(0, 1), 1)
@@ -170,11 +182,10 @@ def test_a_replica_with_living_ranks_serves_on_when_the_budget_is_spent() -> Non
     assert [replica.spec.epoch for replica in world.ready] == [2]
 
 
-@pytest.mark.parametrize("how", ["kill", "vanish"])
-def test_a_worker_that_is_lost_is_not_made_again_while_its_replica_serves_on(how: str) -> None:
+def test_a_worker_that_is_lost_is_not_made_again_while_its_replica_serves_on() -> None:
     world = settled(parallelism=SPREAD, restart=api.Restart(max_restarts=0))
     before = dict(world.births)
-    getattr(world, how)(world.name_of(0, 1), ordinals=frozenset({2}))
+    world.kill(world.name_of(0, 1), ordinals=frozenset({2}))
     assert world.plans()[1] == ()
     world.settle()
     assert world.births == before
@@ -208,6 +219,15 @@ def test_restarts_in_place_count_in_the_one_budget() -> None:
     world.settle()
     assert [verdict.reason for verdict in world.plans()[0].waiting] == [reasons.RESTART_BUDGET_SPENT]
     assert [replica.is_live for replica in world.replicas.values()] == [False]
+
+
+def test_a_successor_knows_in_which_pod_a_rank_was_restarted_in_place() -> None:
+    world = settled(parallelism=TWO_RANKS)
+    member = world.live[0].members[0].name
+    world.rank_dies(world.name_of(0, 1), 1, state="Restarting")
+    world.kill(world.name_of(0, 1))
+    world.settle()
+    assert [failure.member for failure in world.live[0].spec.failures] == [member, member]
 
 
 def test_two_processes_of_a_rank_that_restarted_in_place_shorten_no_delay() -> None:
@@ -415,7 +435,7 @@ def test_a_death_that_was_answered_in_place_is_not_taken_for_the_one_that_ended_
     world.rank_dies(world.name_of(0, 1), 0, state="Restarting")
     row = msgspec.structs.replace(world.live[0].rows[0], state="Failed")
     world.change(world.live[0], rows=(row,))
-    assert world.plans()[1] == (), "the launcher is about to tell of what"
+    assert ends(world) == [], "the launcher is about to tell of what"
     if vanished:
         world.vanish(world.name_of(0, 1))
         assert [end.reason for end in ends(world)] == [reasons.MEMBER_LOST]

@@ -241,3 +241,50 @@ def test_a_long_message_is_published_whole_and_carried_on_in_short() -> None:
     (successor,) = world.replicas.values()
     assert 0 < len(successor.spec.failures[0].message) <= 512
     assert published(world)["lastFailure"]["message"] == words
+
+
+def test_a_monitor_that_is_down_is_told_and_takes_nothing_from_ready_and_ends_nothing() -> None:
+    world = settled(replicas=2)
+    problem = Problem(reason=reasons.MONITOR_DOWN, message="the monitor of pod p does not run", is_harmless=True)
+    world.change_member(world.live[0].members[0].name, problem=problem)
+    found = published(world)
+    assert conditions(found)["Ready"] == ("True", reasons.MONITOR_DOWN)
+    assert conditions(found)["Progressing"] == ("False", reasons.SETTLED)
+    assert found["conditions"][0]["message"] == "2 of 2 replicas serve: the monitor of pod p does not run"
+    ready, _ = replica_status(world.live[0], problems=(), now=world.now)["conditions"]
+    assert (ready["status"], ready["reason"]) == ("True", reasons.MONITOR_DOWN)
+    assert world.plans()[1] == ()
+    world.change_member(world.live[1].members[0].name, is_ready=False)
+    world.change_member(world.live[1].members[0].name, problem=Problem(reason=reasons.UNSCHEDULABLE, message="m"))
+    assert conditions(published(world))["Ready"] == ("False", reasons.UNSCHEDULABLE), "what harms goes first"
+
+
+def test_the_last_failure_carries_the_evidence_and_its_successors_do_not() -> None:
+    world = settled()
+    (replica,) = world.live
+    record = Failure(class_="Signal", signal=9, role="engine-core", rank=0, incarnation=1, pid=17, detected_time=world.now)
+    told = msgspec.structs.replace(record, evidence="the last words")
+    row = msgspec.structs.replace(replica.rows[0], state="Failed", failures=(told,))
+    # The kubelet was faster than the monitor: the end is written without evidence, and the row of the same death has it.
+    world.change_member(replica.members[0].name, has_ended=True, is_ready=False, failure=record)
+    world.one_pass()
+    assert "evidence" not in published(world)["lastFailure"]
+    world.change(world.replicas[replica.name], rows=(row,))
+    assert published(world)["lastFailure"]["evidence"] == "the last words"
+    world.settle()
+    (successor,) = world.ready
+    assert [failure.evidence for failure in successor.spec.failures] == [""]
+    assert published(world)["lastFailure"]["evidence"] == "the last words", "also when its replica is gone"
+
+
+def test_the_evidence_of_the_row_and_of_the_termination_message_ends_up_in_the_recorded_end() -> None:
+    for in_row, in_words in (("row", "words"), ("row", ""), ("", "words")):
+        world = settled()
+        (replica,) = world.live
+        record = Failure(class_="Signal", signal=9, role="engine-core", rank=0, incarnation=1, pid=17, detected_time=world.now)
+        told = msgspec.structs.replace(record, evidence=in_row)
+        world.change(replica, rows=(msgspec.structs.replace(replica.rows[0], state="Failed", failures=(told,)),))
+        words = msgspec.structs.replace(record, evidence=in_words)
+        world.change_member(replica.members[0].name, has_ended=True, is_ready=False, failure=words)
+        world.one_pass()
+        assert published(world)["lastFailure"]["evidence"] == in_row or in_words

@@ -9,8 +9,10 @@ import pytest
 
 from enginehouse_operator import api, names, reasons
 from enginehouse_operator.wanted.arguments import arguments
+from enginehouse_operator.wanted.disruption import disruption_budget, min_available
 from enginehouse_operator.wanted.metadata import Owner, covers, marked
-from enginehouse_operator.wanted.pods import Images, claims, pod
+from enginehouse_operator.wanted.pods import LOST_NODE_SECONDS, Images, claims, pod
+from enginehouse_operator.wanted.ray_token import token_secret
 from enginehouse_operator.wanted.rights import rights
 from enginehouse_operator.wanted.services import endpoint, services
 from enginehouse_operator.wanted.template import OWNED_FLAGS, REFUSED, merge
@@ -125,8 +127,59 @@ def test_shared_memory_is_sized_by_the_queues_of_the_member() -> None:
     assert shared_memory_mib(devices) == shared_memory_mib(several(tensor=2)) + 1024
 
 
-def test_the_grace_period_covers_the_drain() -> None:
-    assert rendered(engine_copy(drain=api.Drain(timeout_seconds=100)))["spec"]["terminationGracePeriodSeconds"] == 115
+RAY = engine_copy(executor="Ray", parallelism=api.Parallelism(data=2, tensor=2, workers_per_member=1))
+
+
+def test_a_pod_of_ray_mounts_the_replicas_token_into_the_engine_alone() -> None:
+    for ordinal in range(RAY.members):
+        manifest = rendered(RAY, ordinal)
+        secret = token_secret(REPLICA, token="t")
+        (volume,) = (found for found in manifest["spec"]["volumes"] if found["name"] == "ray-token")
+        assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+        assert volume["secret"]["defaultMode"] == 0o440
+        mounts = {mount["name"]: mount for mount in containers(manifest)["engine"]["volumeMounts"]}
+        assert mounts["ray-token"]["readOnly"]
+        assert "ray-token" not in {mount["name"] for mount in containers(manifest)["monitor"]["volumeMounts"]}
+        given = dict(argument.split("=", 1) for argument in arguments(REPLICA, RAY, ordinal=ordinal))
+        assert given["--ray-token-file"].startswith(mounts["ray-token"]["mountPath"])
+        assert {"--ray-strategy": "Pack", "--engine-name": "e"}.items() <= given.items()
+        assert not any("token" in str(entry).lower() for entry in containers(manifest)["engine"]["env"])
+    assert "ray-token" not in {volume["name"] for volume in rendered(SPREAD)["spec"]["volumes"]}
+
+
+def test_the_token_goes_with_its_replica_and_is_not_that_of_a_namesake() -> None:
+    secret = token_secret(REPLICA, token="t")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == REPLICA.uid
+    assert secret["immutable"] is True
+    later = msgspec.structs.replace(REPLICA, uid="another")
+    assert token_secret(later, token="t")["metadata"]["name"] != secret["metadata"]["name"]
+    assert len(names.token_secret_name("e" * 54, replica_uid="u")) <= 63
+
+
+def test_a_pod_of_ray_names_the_ports_that_others_reach() -> None:
+    leader, worker = (containers(rendered(RAY, ordinal))["engine"] for ordinal in (0, 1))
+    of_all = {"ray-node": 6380, "ray-objects": 6381}
+    found = [{port["name"]: port["containerPort"] for port in container["ports"]} for container in (leader, worker)]
+    assert found == [{"http": 8000, "members": 7411, "ray-head": 6379} | of_all, of_all]
+    assert "readinessProbe" not in worker
+
+
+def test_a_replica_of_ray_with_one_pod_can_get_more() -> None:
+    alone = engine_copy(executor="Ray")
+    given = dict(argument.split("=", 1) for argument in arguments(REPLICA, alone))
+    assert {"--members": "1", "--member": "0", "--workers-per-member": "1", "--data-parallel": "1"}.items() <= given.items()
+    assert "members" in {port["name"] for port in containers(rendered(alone))["engine"]["ports"]}
+    assert "--leads" in containers(rendered(alone))["monitor"]["args"]
+    assert "--leads" not in containers(rendered(RAY, 1))["monitor"]["args"]
+    assert "--leads" not in containers(rendered(SPREAD))["monitor"]["args"]
+
+
+def test_shared_memory_with_ray_has_its_store_and_in_the_leader_room_for_all_ranks_there_may_be() -> None:
+    three = RAY.with_data(3)
+    assert shared_memory_mib(three) == shared_memory_mib(RAY), "a pod stays as it was made"
+    queues = 32 * (8 * 1024 + 3 * 64) + 2 * 1024 + 2 * 64  # 64 pods of one worker are 32 ranks of two
+    assert shared_memory_mib(RAY) == -(-(64 * 1024 + queues + 78643200 // 1024) // 1024)
+    assert shared_memory_mib(RAY, 1) == 64 + 75 + 3
 
 
 def test_a_gpu_is_asked_for_as_written() -> None:
@@ -149,6 +202,13 @@ def test_a_gpu_is_asked_for_as_written() -> None:
             {"--api-key-file": "/var/run/secrets/enginehouse/api-key/api-key"},
         ),
         (
+            engine_copy(tls=api.Tls(secret_name="s")),
+            {
+                "--tls-certificate-file": "/var/run/secrets/enginehouse/tls/tls.crt",
+                "--tls-key-file": "/var/run/secrets/enginehouse/tls/tls.key",
+            },
+        ),
+        (
             engine_copy(),
             {
                 "--replica-uid": REPLICA.uid,
@@ -169,7 +229,9 @@ def test_users_can_not_overwrite_any_flag_that_the_operator_sets() -> None:
         model=api.Model(uri="hf://a/b", revision="r", served_name="s"),
         context=api.Context(max_length=1),
         auth=api.Auth(api_key_secret_ref=api.KeyRef(name="s", key="k")),
+        tls=api.Tls(secret_name="s"),
         parallelism=api.Parallelism(data=2, workers_per_member=1),
+        executor="Ray",
     )
     assert {argument.split("=", 1)[0] for argument in arguments(REPLICA, everything)} == OWNED_FLAGS
 
@@ -242,6 +304,7 @@ def test_a_key_that_the_operator_owns_is_refused_with_its_reason(path: str) -> N
         {"spec": {"containers": [{"name": "engine", "args": ["--model", "x"]}]}},
         {"spec": {"containers": [{"name": "engine", "args": [1]}]}},
         {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "x", "mountPath": "/tmp/"}]}]}},
+        {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "monitor-token", "mountPath": "/x"}]}]}},
         {"metadata": {"labels": {"enginehouse.dev/serving": "true"}}},
         {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}},
         {"metadata": {"name": "x"}},
@@ -263,15 +326,33 @@ def test_an_empty_overlay_changes_nothing_and_the_pod_itself_is_not_touched() ->
 
 def test_the_serving_service_selects_leaders_in_service() -> None:
     owner = Owner(kind=names.ENGINE_KIND, name="e", uid="u", namespace="n", engine="e")
-    members, serving = services(owner, api.Service(port=81, type="NodePort"))
+    members, serving = services(owner, api.Service(port=81, type="NodePort"), scheme="http")
     assert members["spec"]["clusterIP"] == "None"
     assert serving["spec"]["selector"] == {names.LABEL_ENGINE: "e", names.LABEL_SERVING: "true"}
     assert {port["name"]: port["targetPort"] for port in members["spec"]["ports"]} == {"http": 8000, "members": 7411}
     assert members["spec"]["publishNotReadyAddresses"] is True
     assert serving["spec"]["selector"].items() <= rendered(engine_copy())["metadata"]["labels"].items()
     assert (serving["spec"]["type"], serving["spec"]["ports"][0]["port"]) == ("NodePort", 81)
-    assert endpoint(owner, api.Service()) == "http://e.n.svc"
-    assert endpoint(owner, api.Service(port=81)) == "http://e.n.svc:81"
+    assert endpoint(owner, api.Service(), scheme="http") == "http://e.n.svc"
+    assert endpoint(owner, api.Service(port=81), scheme="http") == "http://e.n.svc:81"
+
+
+def test_with_a_certificate_everybody_speaks_https_and_the_leaders_engine_alone_holds_the_key() -> None:
+    copy = msgspec.structs.replace(SPREAD, tls=api.Tls(secret_name="certificate"))
+    leader, worker = (containers(rendered(copy, ordinal)) for ordinal in (0, 1))
+    assert leader["engine"]["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    assert containers(rendered(SPREAD))["engine"]["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
+    mounted = {name: [mount["name"] for mount in found["volumeMounts"]] for name, found in leader.items()}
+    assert ("tls" in mounted["engine"], "tls" in mounted["monitor"]) == (True, False)
+    (volume,) = (found for found in rendered(copy)["spec"]["volumes"] if found["name"] == "tls")
+    assert volume["secret"]["secretName"] == "certificate"
+    assert "tls" not in [found["name"] for found in rendered(copy, 1)["spec"]["volumes"]]
+    assert not any(argument.startswith("--tls") for argument in worker["engine"]["args"])
+    owner = Owner(kind=names.ENGINE_KIND, name="e", uid="u", namespace="n", engine="e")
+    for service in services(owner, api.Service(), scheme=copy.scheme):
+        assert service["spec"]["ports"][0]["appProtocol"] == "https"
+    assert endpoint(owner, api.Service(port=443), scheme=copy.scheme) == "https://e.n.svc"
+    assert endpoint(owner, api.Service(), scheme=copy.scheme) == "https://e.n.svc:80"
 
 
 def test_a_monitor_may_touch_its_own_replica_only() -> None:
@@ -279,7 +360,7 @@ def test_a_monitor_may_touch_its_own_replica_only() -> None:
     assert account["automountServiceAccountToken"] is False
     assert {tuple(rule["resourceNames"]) for rule in role["rules"]} == {(REPLICA.name,)}
     assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [
-        (["enginereplicas"], ["get", "list", "watch"]),
+        (["enginereplicas"], ["list", "watch"]),
         (["enginereplicas/status"], ["patch"]),
     ]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": REPLICA.name, "namespace": "n"}]
@@ -316,3 +397,47 @@ def test_names_fit_and_differ() -> None:
     assert len(member) <= 63
     assert replica != names.replica_name(engine, engine_uid="another", index=999, epoch=1)
     assert member != names.member_name(replica, replica_uid="another", ordinal=0)
+
+
+def tolerated(*given: Any) -> list[Any]:
+    template = {"spec": {"tolerations": list(given)}} if given else {}
+    found: list[Any] = rendered(engine_copy(template=template))["spec"]["tolerations"]
+    return found
+
+
+def test_a_pod_leaves_a_lost_node_after_a_while_that_the_template_may_change() -> None:
+    ours = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+        for key, seconds in LOST_NODE_SECONDS.items()
+    ]
+    assert tolerated() == ours
+    assert LOST_NODE_SECONDS["node.kubernetes.io/unreachable"] + 50 == 60, "about a minute after a node's last word"
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists"}
+    assert tolerated(gpu) == [gpu, *ours]
+    patient = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 600, "effect": "NoExecute"}
+    assert tolerated(patient) == [patient, ours[1]]
+    scheduling = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoSchedule"}
+    assert tolerated(scheduling) == [scheduling, *ours], "another effect"
+    assert tolerated({"operator": "Exists"}) == [{"operator": "Exists"}], "every taint"
+    assert tolerated("nonsense") == ["nonsense"], "the API server says what is wrong"
+
+
+@pytest.mark.parametrize(
+    ("changes", "members"),
+    [
+        ({"replicas": 3}, 2),
+        ({"replicas": 3, "rollout": api.Rollout(max_unavailable=2)}, 1),
+        ({"replicas": 1}, 0),
+        ({"replicas": 2, "rollout": api.Rollout(max_unavailable=5)}, 0),
+        ({"replicas": 3, "suspend": True}, 0),
+        ({"replicas": 0}, 0),
+        ({"replicas": 3, "executor": "Simulated", "parallelism": api.Parallelism(data=4, workers_per_member=1)}, 11),
+    ],
+)
+def test_evictions_may_take_as_many_pods_as_replicas_may_be_away(changes: dict[str, Any], members: int) -> None:
+    spec = api.EngineSpec(model=api.Model(uri="hf://a/b"), **changes)
+    owner = Owner(kind=names.ENGINE_KIND, name="e", uid="u", namespace="n", engine="e")
+    budget = disruption_budget(owner, spec)
+    assert (budget["spec"]["minAvailable"], min_available(spec)) == (members, members)
+    assert budget["spec"]["selector"]["matchLabels"].items() <= rendered(engine_copy())["metadata"]["labels"].items()
+    assert (budget["metadata"]["name"], budget["metadata"]["ownerReferences"][0]["uid"]) == ("e-members", "u")
