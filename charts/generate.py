@@ -1,7 +1,8 @@
-"""`make generate`: what is generated from `crds/` and checked in.
+"""`make generate`: what is generated from `crds/`, the operator's tables and the chart's values, and checked in.
 
-The one job: write the chart's copies of the CRDs and `docs/reference/api.md`.
-The invariant kept: the output depends on `crds/` alone; `tests/charts/test_generated.py` fails when it is not what is checked in.
+The one job: write the chart's copies of the CRDs and its README, and pages of `docs/reference/`, three of them made by
+`tests/reference_pages.py`.
+The invariant kept: the output depends on those alone; `tests/charts/test_generated.py` fails when it is not what is checked in.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import chart_values
 import crd_schema
+import reference_pages
 from crd_schema import Field, Schema
+from enginehouse_operator.failures import POLICIES, Policy
 
 ROOT = Path(__file__).parents[1]
 HEADER = """# API reference
@@ -29,7 +33,15 @@ def outputs() -> dict[Path, str]:
     copies = {
         ROOT / "charts/enginehouse/files/crds" / source.name: source.read_text() for source in crd_schema.FOLDER.glob("*.yaml")
     }
-    return {**copies, ROOT / "docs/reference/api.md": reference()}
+    return {
+        **copies,
+        ROOT / "charts/enginehouse/README.md": chart_readme(),
+        ROOT / "docs/reference/api.md": reference(),
+        ROOT / "docs/reference/failures.md": failure_classes(),
+        ROOT / "docs/reference/events.md": reference_pages.events(),
+        ROOT / "docs/reference/labels.md": reference_pages.labels(),
+        ROOT / "docs/reference/settings.md": reference_pages.settings(),
+    }
 
 
 def reference() -> str:
@@ -97,6 +109,54 @@ def _type(field: Field) -> str:
 def _default(field: Field) -> str:
     default = field.schema.get("default")
     return "" if default is None or isinstance(default, dict) else f"`{json.dumps(default).strip(chr(34))}`"
+
+
+FAILURES = """# Classes of failures
+
+Generated from `operator/enginehouse_operator/failures.py` by `make generate`. Every record of a failure (`status.lastFailure`,
+`EngineReplica.spec.end.failure`, the rows in `EngineReplica.status.members`) has a `class`; how failures are counted and delayed:
+[conditions](conditions.md).
+
+- **counts**: in the budget of restarts, `spec.restart.maxRestarts`.
+- **delays**: the successor of the replica comes after 0, 10, 20, 40 ... at most 300 seconds. *early*: only when the replica was not
+  ten minutes old.
+- **final**: trying again cannot help, so there is no successor until a person acts (`Stalled`).
+- **in place**: the launcher starts the rank, or API server, again in its pod, if it had served and was not started again within ten
+  minutes.
+
+"""
+
+NO_FAILURES = """
+No failure, and nothing ends because of it: what keeps a pod from running (`Unschedulable`, `ImageNotAvailable`, `SecretNotFound`,
+`ClaimNotFound`, `ContainerNotCreated`, `QuotaExceeded`), what Ray has no place for (`PlacementLacking`), a pod that ended before a
+rank needed it (`MemberReplaced`) and a monitor that does not run (`MonitorDown`). They are [reasons](conditions.md) of
+conditions, and pass by themselves when the world has what is missing.
+"""
+
+
+def failure_classes() -> str:
+    """The table of classes as Markdown."""
+    rows = [_policy(name, policy) for name, policy in POLICIES.items()]
+    header = "| class | meaning | counts | delays | final | in place |\n|---|---|---|---|---|---|\n"
+    return FAILURES + header + "\n".join(rows) + "\n" + NO_FAILURES
+
+
+def _policy(name: str, policy: Policy) -> str:
+    yes = {True: "yes", False: "no"}
+    delays = {"always": "yes", "early": "early"}[policy.delays]
+    return f"| `{name}` | {policy.meaning} | {yes[policy.counts]} | {delays} | {yes[policy.is_final]} | {yes[policy.in_place]} |"
+
+
+def chart_readme() -> str:
+    """The chart's README: the template with the tables of rights and values."""
+    rights = [
+        f"| {', '.join(f'`{name}`' for name in rule['resources'])} | {', '.join(rule['verbs'])} |"
+        for rule in chart_values.operator_rules()
+    ]
+    values = [f"| `{value.name}` | `{json.dumps(value.default)}` | {value.comment} |" for value in chart_values.values()]
+    text = (ROOT / "charts/README.template.md").read_text()
+    text = text.replace("<!-- rights -->", "\n".join(["| of | may |\n|---|---|", *rights]))
+    return text.replace("<!-- values -->", "\n".join(["| value | default | meaning |\n|---|---|---|", *values]))
 
 
 def main() -> None:

@@ -7,50 +7,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 import crd_schema
+from chart_values import CHART
 from localkube import cluster
 from localkube.errors import LocalkubeError
+from rendered_chart import HelmError, Render, of_kind
 
 pytestmark = pytest.mark.api
-
-CHART = Path(__file__).parents[2] / "charts" / "enginehouse"
-RELEASE = "enginehouse"
-
-Objects = list[dict[str, Any]]
-Render = Callable[..., Objects]
-
-
-class HelmError(Exception):
-    """helm refused; its words."""
-
-
-@pytest.fixture
-def render(api_cluster: cluster.Cluster, namespace: str) -> Render:
-    """The objects that helm would send, with values as `--set-json` takes them."""
-
-    def run(**values: object) -> Objects:
-        version = json.loads(api_cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
-        command = [str(api_cluster.binaries / "helm"), "template", RELEASE, str(CHART), "--namespace", namespace]
-        command += ["--kube-version", version]
-        for name, value in values.items():
-            command += ["--set-json", f"{name.replace('__', '.')}={json.dumps(value)}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode != 0:
-            raise HelmError(done.stderr)
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-    return run
-
-
-def of_kind(objects: Objects, *kinds: str) -> Objects:
-    return [found for found in objects if found["kind"] in kinds]
 
 
 def test_helm_lint_has_no_complaint(api_cluster: cluster.Cluster) -> None:
@@ -69,9 +37,14 @@ def test_helm_lint_has_no_complaint(api_cluster: cluster.Cluster) -> None:
             "podAnnotations": {"a": "b"}, "podLabels": {"team": "x"}, "nodeSelector": {"disk": "ssd"}, "priorityClassName": "high",
             "tolerations": [{"key": "gpu", "operator": "Exists"}], "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
             "affinity": {"nodeAffinity": {}}, "serviceAccount__annotations": {"a": "b"}, "fullnameOverride": "other",
+            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
         },
+        {"commonLabels": {"team": "x"}, "networkPolicy__enabled": True},
+        {"commonLabels": {"team": "x"}, "networkPolicy__enabled": True, "watchNamespace": "default"},
     ],
-    ids=["defaults", "one namespace", "images", "placement"],
+    ids=["defaults", "one namespace", "images", "placement", "networks", "networks of one namespace"],
 )  # fmt: skip
 def test_everything_rendered_is_accepted(
     values: dict[str, object], render: Render, api_cluster: cluster.Cluster, namespace: str
@@ -93,6 +66,11 @@ def test_everything_rendered_is_accepted(
         {"imagePullPolicy": "Sometimes"},
         {"image__digest": "latest"},
         {"watchNamespace": "two words"},
+        {"commonLabels": {"app.kubernetes.io/name": "mine"}},
+        {"podLabels": {"app.kubernetes.io/component": "mine"}},
+        {"networkPolicy__apiServerPorts": []},
+        {"topologySpreadConstraints": [{"maxSkew": 1}]},
+        {"extraVolumes": [{"emptyDir": {}}]},
     ],
     ids=lambda values: next(iter(values)),
 )
@@ -198,11 +176,11 @@ ALL = ("get", "list", "watch", "create", "patch", "delete")
 MAY = [
     *((verb, "inferenceengines") for verb in ("get", "list", "watch")),
     ("patch", "inferenceengines", "--subresource=status"),
-    *((verb, "enginereplicas") for verb in ALL),
+    *((verb, kind) for kind in ("enginereplicas", "pods") for verb in ALL if verb != "get"),
     ("patch", "enginereplicas", "--subresource=status"),
-    *((verb, "pods") for verb in ALL),
     *((verb, "services") for verb in ("get", "create", "patch")),
     *((verb, kind) for kind in ("serviceaccounts", "roles", "rolebindings") for verb in ("list", "create", "patch")),
+    ("create", "secrets"),
     ("get", "persistentvolumeclaims"),
     ("create", "events"),
     ("create", "leases.coordination.k8s.io"),
@@ -210,14 +188,14 @@ MAY = [
     ("update", "leases.coordination.k8s.io/enginehouse-operator"),
 ]
 MAY_NOT = [
-    *((verb, "secrets") for verb in ALL),
+    *((verb, "secrets") for verb in ALL if verb != "create"),
     *((verb, "inferenceengines") for verb in ("update", "patch", "delete", "create")),
     ("create", "pods", "--subresource=exec"),
     ("get", "pods", "--subresource=log"),
     ("get", "configmaps"),
     ("delete", "services"),
     ("delete", "roles"),
-    ("get", "nodes"),
+    *(("get", kind) for kind in ("nodes", "pods", "enginereplicas")),
     ("escalate", "roles"),
     ("bind", "roles"),
     ("impersonate", "serviceaccounts"),
@@ -238,7 +216,7 @@ def role(name: str, rules: list[dict[str, Any]]) -> str:
 def test_the_operator_can_give_monitors_their_rights_but_no_more(as_operator: AsOperator) -> None:
     own = {"apiGroups": ["enginehouse.dev"], "resourceNames": ["r"]}
     rules = [
-        {**own, "resources": ["enginereplicas"], "verbs": ["get", "list", "watch"]},
+        {**own, "resources": ["enginereplicas"], "verbs": ["list", "watch"]},
         {**own, "resources": ["enginereplicas/status"], "verbs": ["patch"]},
     ]
     as_operator("apply", "--server-side", "-f-", stdin=role("monitor", rules))

@@ -33,12 +33,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{- define "enginehouse.labels" -}}
-{{ include "enginehouse.selectorLabels" . }}
+{{/* Of everything that the chart makes. */}}
+{{- define "enginehouse.chartLabels" -}}
+app.kubernetes.io/name: {{ include "enginehouse.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: enginehouse
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "enginehouse.labels" -}}
+{{ include "enginehouse.chartLabels" . }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* podLabels win over commonLabels. */}}
+{{- define "enginehouse.podLabels" -}}
+{{- toYaml (mergeOverwrite (include "enginehouse.labels" . | fromYaml) .Values.podLabels) }}
 {{- end }}
 
 {{- define "enginehouse.operatorImage" -}}
@@ -55,7 +70,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/*
 What the operator may do where engines live: a ClusterRole, or with watchNamespace a Role.
-It has to hold every right that it gives to monitors. No secrets, no exec, no logs.
+It has to hold every right that it gives to monitors. Of secrets it may make new ones, and read none; no exec, no logs.
 */}}
 {{- define "enginehouse.rules" -}}
 - apiGroups: [enginehouse.dev]
@@ -66,7 +81,7 @@ It has to hold every right that it gives to monitors. No secrets, no exec, no lo
   verbs: [patch]
 - apiGroups: [enginehouse.dev]
   resources: [enginereplicas]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [enginehouse.dev]
   resources: [enginereplicas/status]
   verbs: [patch]
@@ -76,9 +91,12 @@ It has to hold every right that it gives to monitors. No secrets, no exec, no lo
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
+  verbs: [get, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
   verbs: [get, create, patch]
 - apiGroups: [""]
   resources: [serviceaccounts]
@@ -86,6 +104,10 @@ It has to hold every right that it gives to monitors. No secrets, no exec, no lo
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [list, create, patch]
+# A token for each replica with executor Ray.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
 # To say that a claim is missing.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

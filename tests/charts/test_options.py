@@ -1,0 +1,120 @@
+"""What the chart's options add: labels, volumes, spreading, a disruption budget, network policies, the admission policy.
+
+Not done here: whether a network obeys the policies; what the admission policy refuses (`test_admission_policy.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+import chart_values
+from enginehouse_operator import names
+from localkube import cluster
+from localkube.installation import ROOT
+from rendered_chart import Objects, Render, of_kind
+
+pytestmark = pytest.mark.api
+
+EVERYTHING: dict[str, object] = {
+    "replicas": 2,
+    "commonLabels": {"team": "x"},
+    "networkPolicy__enabled": True,
+    "admissionPolicy__enabled": True,
+    "rbac__aggregate": True,
+}
+ENGINES = [{"key": names.LABEL_ENGINE, "operator": "Exists"}]
+
+
+def pod_of(objects: Objects) -> dict[str, Any]:
+    (deployment,) = of_kind(objects, "Deployment")
+    template: dict[str, Any] = deployment["spec"]["template"]
+    return template
+
+
+def policies(objects: Objects) -> dict[str, dict[str, Any]]:
+    """The network policies' specs by name."""
+    return {found["metadata"]["name"]: found["spec"] for found in of_kind(objects, "NetworkPolicy")}
+
+
+def test_with_one_namespace_nothing_is_cluster_wide_but_the_definitions(render: Render, api_cluster: cluster.Cluster) -> None:
+    lines = api_cluster.kubectl("api-resources", "--namespaced=false", "--no-headers").splitlines()
+    cluster_wide = {line.split()[-1] for line in lines}
+    assert {"ClusterRole", "ValidatingAdmissionPolicy", "CustomResourceDefinition"} <= cluster_wide
+    for with_definitions, expected in ((True, {"CustomResourceDefinition"}), (False, set())):
+        objects = render(**EVERYTHING, watchNamespace="ml", crds__enabled=with_definitions)
+        assert {found["kind"] for found in objects} & cluster_wide == expected
+
+
+@pytest.mark.parametrize("watch", ["", "ml"])
+def test_every_object_and_the_operators_pod_carry_the_common_labels(watch: str, render: Render) -> None:
+    objects = render(**EVERYTHING, watchNamespace=watch)
+    assert [found for found in objects if found["metadata"]["labels"].get("team") != "x"] == []
+    assert pod_of(objects)["metadata"]["labels"]["team"] == "x"
+    of_pods = pod_of(render(**EVERYTHING, podLabels={"team": "y", "tier": "1"}))["metadata"]["labels"]
+    assert (of_pods["team"], of_pods["tier"], of_pods["app.kubernetes.io/component"]) == ("y", "1", "operator")
+
+
+def test_evictions_leave_an_operator_where_there_are_several(render: Render) -> None:
+    assert of_kind(render(), "PodDisruptionBudget") == []
+    objects = render(replicas=2)
+    (budget,) = of_kind(objects, "PodDisruptionBudget")
+    (deployment,) = of_kind(objects, "Deployment")
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+
+
+def test_a_spread_constraint_counts_the_operators_pods_unless_it_says_which(render: Render) -> None:
+    mine = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    other = mine | {"labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+    objects = render(topologySpreadConstraints=[mine, other])
+    (deployment,) = of_kind(objects, "Deployment")
+    expected = [mine | {"labelSelector": deployment["spec"]["selector"]}, other]
+    assert pod_of(objects)["spec"]["topologySpreadConstraints"] == expected
+
+
+def test_extra_volumes_are_mounted_beside_the_operators_own(render: Render) -> None:
+    volume, mount = {"name": "ca", "configMap": {"name": "ca"}}, {"name": "ca", "mountPath": "/ca"}
+    pod = pod_of(render(extraVolumes=[volume], extraVolumeMounts=[mount]))["spec"]
+    assert pod["volumes"] == [{"name": "tmp", "emptyDir": {}}, volume]
+    assert pod["containers"][0]["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}, mount]
+
+
+def test_the_operator_is_reached_at_its_two_ports_and_reaches_dns_and_the_api_server(render: Render) -> None:
+    assert policies(render()) == {}
+    objects = render(networkPolicy__enabled=True, networkPolicy__apiServerPorts=[16443])
+    (spec,) = policies(objects).values()
+    (deployment,) = of_kind(objects, "Deployment")
+    assert spec["podSelector"] == deployment["spec"]["selector"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    (container,) = pod_of(objects)["spec"]["containers"]
+    assert spec["ingress"] == [{"ports": [{"port": port["name"]} for port in container["ports"]]}]
+    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 16443]
+
+
+def test_engines_of_the_one_namespace_are_reached_at_http_and_by_engines_alone_at_all_else(render: Render) -> None:
+    objects = render(networkPolicy__enabled=True, watchNamespace="ml")
+    (policy,) = (found for found in of_kind(objects, "NetworkPolicy") if found["metadata"].get("namespace") == "ml")
+    selector = {"matchExpressions": ENGINES}
+    assert policy["spec"] == {
+        "podSelector": selector,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"ports": [{"port": names.HTTP_PORT}]}, {"from": [{"podSelector": selector}]}],
+    }
+    example = yaml.safe_load((ROOT / "examples" / "networkpolicy.yaml").read_text())
+    assert example["spec"] == policy["spec"]
+
+
+def test_the_admission_policy_is_there_unless_it_is_switched_off_or_there_is_one_namespace(render: Render) -> None:
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    policy, binding = of_kind(render(), *kinds)
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+    assert of_kind(render(admissionPolicy__enabled=False), *kinds) == []
+    assert of_kind(render(admissionPolicy__enabled=True, watchNamespace="ml"), *kinds) == []
+
+
+def test_the_readmes_table_of_rights_is_made_from_the_rules_of_the_role(render: Render) -> None:
+    (role,) = [found for found in of_kind(render(), "ClusterRole") if len(found["rules"]) > 5]
+    assert role["rules"] == chart_values.operator_rules()
