@@ -146,7 +146,7 @@ def launch() -> int:
     import logging
 
     from enginehouse_engine import flags
-    from enginehouse_engine.launcher import launch as launcher
+    from enginehouse_engine.launcher import main as launcher
     from enginehouse_engine.launcher.command_lines import RunFiles
     from enginehouse_engine.launcher.process import Process
 

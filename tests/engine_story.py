@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from enginehouse_engine.launcher import messages
+from enginehouse_engine.launcher import messages, ray_unit
 from enginehouse_engine.launcher.actions import Action, Kill, Report, Send, Start
 from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.phase import Phase
 from enginehouse_engine.launcher.process import API_SERVER, ENGINE_CORE, WORKER, Process
+from enginehouse_engine.launcher.rank_set import RankSet
 from enginehouse_engine.launcher.termination import Exit
-from enginehouse_engine.launcher.unit import engine_units
+from enginehouse_engine.launcher.units import engine_units, reason_to_refuse
 
 CLEAN = Exit(exit_code=0)
 KILLED = Exit(signal=9)
@@ -26,14 +27,31 @@ def ready(*ranks: int, length: int = 64, incarnation: int = 1) -> messages.Ready
 class Story:
     """An engine under test; processes get pids from 100 on, in order."""
 
-    def __init__(self, *, servers: int = 1, ranks: int = 1, workers: int = 0, monitor: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        servers: int = 1,
+        ranks: int = 1,
+        workers: int = 0,
+        monitor: str = "",
+        ray: bool = False,
+        needs_places: bool = False,
+    ) -> None:
         units = engine_units(api_servers=servers, ranks=ranks, workers=workers)
         self.all = [process for unit in units for process in unit.processes]
         self.servers = [process for process in self.all if process.role == API_SERVER]
         self.cores = [process for process in self.all if process.role == ENGINE_CORE]
         self.workers = [process for process in self.all if process.role == WORKER]
         self.life = Lifecycle(
-            units=units, replica_uid="uid", startup_timeout_seconds=100, drain_timeout_seconds=60, now=0.0, monitor=monitor
+            units=units,
+            ranks=RankSet(ranks, workers=workers, needs_places=needs_places),
+            replica_uid="uid",
+            startup_timeout_seconds=100,
+            drain_timeout_seconds=60,
+            hang_stall_seconds=120,
+            now=0.0,
+            monitor=monitor,
+            ray=ray_unit.ray_unit(0) if ray else None,
         )
         self._pids = 99
 
@@ -44,14 +62,25 @@ class Story:
     def start(self) -> list[Action]:
         self.life.begin()
         actions = self.life.model_found()
+        if self.life.ray is not None:
+            actions = self.start_ray()
         for process in self.all:
             assert self.life.started(process, pid=self.pid()) == []
         return actions
 
+    def start_ray(self) -> list[Action]:
+        """The model is found: up to the manager's word that actors can be asked for."""
+        ray = self.life.ray
+        assert ray is not None
+        self.life.ray_runs({process: self.pid() for process in ray_unit.adopted(ray)})
+        self.life.started(ray_unit.MANAGER, pid=self.pid())
+        self.life.registered(ray_unit.MANAGER)
+        return self.life.said(ray_unit.MANAGER, messages.Stage(ray_unit.REACHABLE))
+
     def register(self) -> list[Action]:
         return [action for process in self.all for action in self.life.registered(process)]
 
-    def serve(self) -> Story:
+    def serve(self) -> Self:
         self.start()
         self.register()
         for server in self.servers:
@@ -72,6 +101,10 @@ class Story:
             assert self.life.started(process, pid=self.pid()) == []
             self.life.registered(process)
         return chosen
+
+    def refusal(self, process: Process, *, pid: int) -> str:
+        """Why it may not register."""
+        return reason_to_refuse(process, self.life.units, pid=pid)
 
     def words(self) -> list[tuple[int, str]]:
         """Incarnation and state of each rank, as the monitor hears them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -48,6 +49,10 @@ class FakeLauncher:
     def state(self, state: str, **rank: Any) -> None:
         self.say({"type": "state", "state": state, "ranks": [{"rank": 0, "incarnation": 1, "state": state, **rank}]})
 
+    def hears_nothing(self) -> bool:
+        """Now: what it was going to be told because of something else that is seen already."""
+        return not select.select([self.connection], [], [], 0)[0]
+
     def hear(self) -> dict[str, Any]:
         data = self.connection.recv(65536)
         assert data, "the monitor closed the socket"
@@ -64,12 +69,22 @@ class MonitorProcess:
     """One life of the monitor."""
 
     def __init__(
-        self, folder: Path, *, host: str, port: int, credentials: Path, namespace: str, replica: str, replica_uid: str
+        self,
+        folder: Path,
+        *,
+        host: str,
+        port: int,
+        credentials: Path,
+        namespace: str,
+        replica: str,
+        replica_uid: str,
+        member: str = "pod-0",
+        leads: bool = False,
     ) -> None:
-        self.socket = folder / "monitor.sock"
+        self.socket = folder / f"{member}.sock"
         self.socket.unlink(missing_ok=True)
         arguments = [f"--socket={self.socket}", f"--namespace={namespace}", f"--replica={replica}", f"--replica-uid={replica_uid}"]
-        arguments += ["--member=pod-0", f"--credentials={credentials}"]
+        arguments += [f"--member={member}", f"--credentials={credentials}", *(["--leads"] if leads else [])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -78,7 +93,7 @@ class MonitorProcess:
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": str(port),
         }
-        self.log = folder / "monitor.log"
+        self.log = folder / f"{member}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "enginehouse_operator.monitor", *arguments], env=environment, stderr=log
@@ -98,6 +113,19 @@ class MonitorProcess:
     def terminate(self) -> int:
         self.process.terminate()
         return self.process.wait(DEADLINE_SECONDS)
+
+    def held_pipes(self) -> int:
+        """Of the engine's processes, the launcher included; the monitor's own are for signals."""
+        links = [os.readlink(entry) for entry in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+        pipes = [link for link in links if link.startswith("pipe:")]
+        return sum(pipes.count(pipe) == 1 for pipe in pipes)
+
+    def switches(self) -> int:
+        """How often its threads have gone to sleep by themselves: that is how often they were awake."""
+        status = [task.read_text() for task in Path(f"/proc/{self.process.pid}/task").glob("*/status")]
+        return sum(
+            int(line.split()[1]) for text in status for line in text.splitlines() if line.startswith("voluntary_ctxt_switches:")
+        )
 
     def status(self, key: str) -> int:
         """A figure of ``/proc/PID/status``."""

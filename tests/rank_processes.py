@@ -214,8 +214,9 @@ class Rank:
             threading.Thread(target=self._serve, args=(control,), daemon=True).start()
 
     def _serve(self, control: socket.socket) -> None:
-        data, (pipe, pidfd), _, _ = socket.recv_fds(control, 65536, 4)
-        os.close(pidfd)
+        data, (pipe, *unused), _, _ = socket.recv_fds(control, 65536, 4)
+        for descriptor in unused:
+            os.close(descriptor)
         hello = json.loads(data)
         who = hello["role"], hello["index"]
         control.send(b'{"type": "registered"}')

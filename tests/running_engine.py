@@ -70,7 +70,7 @@ def start(folder: Path, *flags: str, arguments: tuple[str, ...] = SIMULATED) -> 
             stderr=subprocess.STDOUT,
         )
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (found := re.search(r"^ready: (http://\S+),", log.read_text(), re.MULTILINE)):
+    while not (found := re.search(r"^ready: (https?://\S+),", log.read_text(), re.MULTILINE)):
         if process.poll() is not None or time.monotonic() >= deadline:
             process.kill()
             raise RuntimeError(f"the engine is not ready (exit code {process.poll()}): {log.read_text()}")

@@ -14,11 +14,14 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import small_model as small_model_files
+from cluster_history import History
 from localkube import cluster
 from localkube.installation import Installation, install
 
@@ -92,11 +95,31 @@ def installation() -> Iterator[Installation]:
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that loads in a moment."""
+    folder = tmp_path_factory.mktemp("small-model")
+    small_model_files.make(folder)
+    return folder
+
+
 @pytest.fixture
 def space(installation: Installation) -> Iterator[Space]:
     namespace = f"test-{uuid.uuid4().hex[:8]}"
     installation.cluster.kubectl("create", "namespace", namespace)
     yield Space(installation, namespace)
+    installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def history(installation: Installation) -> Iterator[History]:
+    """What happens in a namespace that the engines of one module share."""
+    if not installation.cluster.owned:
+        pytest.skip("KUBECONFIG names the cluster: its processes are not this machine's")
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    installation.cluster.kubectl("create", "namespace", namespace)
+    with History(installation.cluster, namespace).watching() as watched:
+        yield watched
     installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 

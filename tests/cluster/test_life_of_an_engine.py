@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from localkube import model
-from localkube.paths import CachePaths, cache_root
+from example_model import example, volume
+from simulated_engine import manifest as simulated
 
 pytestmark = pytest.mark.cluster
-
-ROOT = Path(__file__).parents[2]
-
-
-def simulated(name: str = "sim", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "enginehouse.dev/v1alpha1",
-        "kind": "InferenceEngine",
-        "metadata": {"name": name},
-        "spec": {
-            "executor": "Simulated",
-            "resources": {"limits": {"memory": "1Gi"}},
-            "drain": {"timeoutSeconds": 5},
-            **spec,
-        },
-    }
 
 
 def engine_pods(space: Any) -> dict[str, str]:
@@ -39,18 +21,9 @@ def replica_names(space: Any) -> set[str]:
 
 
 def test_a_real_model_from_apply_to_an_answer(space: Any) -> None:
-    gguf = model.ensure(CachePaths(cache_root()))
-    volume = list(yaml.safe_load_all((ROOT / "examples" / "smollm2-volume.yaml").read_text()))
-    for manifest in volume:
-        if manifest["kind"] == "PersistentVolume":
-            manifest["metadata"]["name"] = f"smollm2-{space.namespace}"
-            manifest["spec"]["hostPath"]["path"] = str(gguf.parent)
-            manifest["spec"].pop("claimRef", None)
-        else:
-            manifest["spec"]["volumeName"] = f"smollm2-{space.namespace}"
-    engine = yaml.safe_load((ROOT / "examples" / "smollm2.yaml").read_text())
+    engine = example("smollm2")
     engine["spec"]["replicas"] = 1
-    space.apply(*volume, engine)
+    space.apply(*volume(space.namespace), engine)
     space.wait("Ready", name="smollm2")
     limit = space.get("ie/smollm2")["status"]["maxContextLength"]
     rows = [member for replica in space.items("ier") for member in replica["status"]["members"]]

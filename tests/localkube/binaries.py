@@ -1,6 +1,6 @@
-"""The Go programs, built from pinned modules.
+"""The Go programs, built from pinned modules, and files that are read out of such modules.
 
-The one job: have every binary in the cache, built once per content of its module folder, flags and toolchain-independent key.
+The one job: have every one in the cache, made once per content of its module folder, flags and toolchain-independent key.
 The invariant kept: a folder under its final name is complete (built aside, then renamed), so a build that was cut short is
 built again and never used.
 Not done here: Debian packages (containerd, runc and friends) are the machine's, see preflight.py.
@@ -9,11 +9,12 @@ Not done here: Debian packages (containerd, runc and friends) are the machine's,
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import LocalkubeError, MachineError
@@ -29,12 +30,21 @@ _BUILD_SECONDS = 3600
 
 
 @dataclass(frozen=True)
+class ModuleFile:
+    """A file of a published module; its version and hash are in the go.mod and go.sum of the folder that asks for it."""
+
+    module: str
+    path: str
+
+
+@dataclass(frozen=True)
 class GoModule:
-    """One module folder below go/ and the programs built in it, by package."""
+    """One module folder below go/, the programs built in it, by package, and the files it takes from others, by name."""
 
     folder: str
     programs: dict[str, str]
     stamps: tuple[str, ...] = ()
+    files: dict[str, ModuleFile] = field(default_factory=dict)
 
 
 def _kubernetes_stamps() -> tuple[str, ...]:
@@ -91,8 +101,23 @@ def ensure_binaries(cache: CachePaths) -> Path:
     return folder
 
 
+def ensure_module(module: GoModule, *, cache: CachePaths) -> Path:
+    """The folder of one module that no cluster needs, made when it is missing."""
+    target = _target(module, cache=cache)
+    if target.is_dir():
+        return target
+    check_linux()
+    check_disk(cache.home, need_bytes=GIB, what=f"building {module.folder}")
+    with locked(cache.locks / "binaries.lock", timeout_seconds=_BUILD_SECONDS, wanted=f"building {module.folder}"):
+        return _build(module, cache=cache, go=_go(cache))
+
+
+def _target(module: GoModule, *, cache: CachePaths) -> Path:
+    return cache.binaries / f"{module.folder}-{_key((module,))}"
+
+
 def _build(module: GoModule, *, cache: CachePaths, go: str) -> Path:
-    target = cache.binaries / f"{module.folder}-{_key((module,))}"
+    target = _target(module, cache=cache)
     if target.is_dir():
         return target
     partial = target.with_suffix(".partial")
@@ -109,14 +134,34 @@ def _build(module: GoModule, *, cache: CachePaths, go: str) -> Path:
             )  # fmt: skip
             if done.returncode != 0:
                 raise LocalkubeError(f"go build {package} exited {done.returncode}:\n{done.stderr[-2000:]}")
+    folders = {wanted: _download(wanted, folder=module.folder, go=go) for wanted in {file.module for file in module.files.values()}}
+    for name, file in module.files.items():
+        shutil.copyfile(folders[file.module] / file.path, partial / name)
     partial.rename(target)
     return target
+
+
+def _download(wanted: str, *, folder: str, go: str) -> Path:
+    """Where the module lies. Go refuses one whose hash differs from go.sum's."""
+    lines = (_GO_SOURCES / folder / "go.mod").read_text().splitlines()
+    versions = dict(line.split()[:2] for line in lines if line.startswith("\t"))
+    with step(f"read {wanted}"):
+        done = subprocess.run(
+            # With its version, or Go would read what the module itself needs.
+            [go, "mod", "download", "-json", f"{wanted}@{versions[wanted]}"],
+            cwd=_GO_SOURCES / folder, env={**os.environ, "GOWORK": "off"}, timeout=_BUILD_SECONDS,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if done.returncode != 0:
+        raise LocalkubeError(f"go mod download {wanted} exited {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 def _key(modules: tuple[GoModule, ...]) -> str:
     digest = hashlib.sha256()
     for module in modules:
         digest.update(repr((module.folder, sorted(module.programs.items()), module.stamps)).encode())
+        digest.update(repr(sorted(module.files.items(), key=lambda item: item[0])).encode() if module.files else b"")
         for file in sorted((_GO_SOURCES / module.folder).iterdir()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -59,8 +59,15 @@ class Cluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
         """Run kubectl and return what it prints; its failure is a LocalkubeError with its words."""
-        command = [str(self.binaries / "kubectl"), *arguments]
-        shown = f"kubectl {' '.join(arguments)}"
+        return self._run("kubectl", *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
+
+    def helm(self, *arguments: str, timeout_seconds: float = 120.0) -> str:
+        """The same of helm."""
+        return self._run("helm", *arguments, stdin=None, timeout_seconds=timeout_seconds)
+
+    def _run(self, program: str, *arguments: str, stdin: str | None, timeout_seconds: float) -> str:
+        command = [str(self.binaries / program), *arguments]
+        shown = f"{program} {' '.join(arguments)}"
         try:
             done = subprocess.run(
                 command, input=stdin, env=self.environment, capture_output=True, text=True, timeout=timeout_seconds, check=False

@@ -100,13 +100,13 @@ def apiserver(spec: ClusterSpec, *, paths: ClusterPaths) -> Component:
 
 
 def controller_manager(spec: ClusterSpec, *, paths: ClusterPaths) -> Component:
-    """Garbage collection, endpoints, node lifecycle. A silent node is unhealthy after 12 s."""
+    """Garbage collection, endpoints, node lifecycle, autoscaling. A silent node is unhealthy after 12 s."""
     return Component("kube-controller-manager", (
         f"{spec.binaries}/kube-controller-manager", f"--kubeconfig={paths.config / 'kube-controller-manager.kubeconfig'}",
         "--leader-elect=false", "--use-service-account-credentials", "--secure-port=0",
         f"--service-account-private-key-file={paths.pki / 'service-accounts.key'}", f"--root-ca-file={paths.pki / 'ca.crt'}",
         "--node-monitor-grace-period=12s", "--node-monitor-period=2s", "--kube-api-qps=200", "--kube-api-burst=400",
-        "--profiling=false",
+        "--horizontal-pod-autoscaler-sync-period=1s", "--profiling=false",
     ))  # fmt: skip
 
 

@@ -89,12 +89,8 @@ def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[
     repository, _, tag = operator_image.rpartition(":")
     values = (f"image.repository={repository}", f"image.tag={tag}", f"engineImage={engine_image}", *set_values)
     with step("helm install enginehouse"):
-        command = [str(cluster.binaries / "helm"), "upgrade", "--install", "enginehouse", str(CHART)]
-        command += ["--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", f"{_HELM_SECONDS:.0f}s"]
+        command = ["upgrade", "--install", "enginehouse", str(CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
+        command += ["--wait", "--timeout", f"{_HELM_SECONDS:.0f}s"]
         command += [argument for value in values for argument in ("--set-string", value)]
-        done = subprocess.run(
-            command, env=cluster.environment, capture_output=True, text=True, timeout=_HELM_SECONDS + 30, check=False
-        )
-        if done.returncode != 0:
-            raise LocalkubeError(f"helm upgrade --install exited {done.returncode}: {done.stderr.strip()}")
+        cluster.helm(*command, timeout_seconds=_HELM_SECONDS + 30)
     return Installation(cluster, operator_image, engine_image)

@@ -68,10 +68,20 @@ def test_no_file_holds(what: str) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
+    # A template's links are those of the page that is made from it, in another folder.
+    pages = [page for page in tracked("*.md") if not page.name.endswith(".template.md")]
     broken = [
         f"{page.relative_to(ROOT)} -> {target}"
-        for page in tracked("*.md")
+        for page in pages
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
         if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_tests_that_documents_name_exist() -> None:
+    defined = {
+        name for path in tracked("tests/**/test_*.py") for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)
+    }
+    named = {name for path in tracked("docs/*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert named - defined == set()
