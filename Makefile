@@ -10,10 +10,12 @@ help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 setup: $(VENV)/ready ## the development environment, from the lock files
-$(VENV)/ready: locks/uv.txt locks/dev.txt
+	@ln -sfn $(VENV) .venv
+# Its name holds the hash of the lock files: one that is there is the right one, however new the files of this clone are.
+$(VENV)/ready:
 	@echo "making $(VENV): about 6 GB, a minute or two on a fast line"
 	@locks/install.sh $(PYTHON) $(VENV)
-	@ln -sfn $(VENV) .venv && touch $@
+	@touch $@
 
 check: setup    ## lint, format, types, layers
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -24,7 +26,7 @@ fix: setup      ## repair what ruff can repair
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 test: check     ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 3
 
 proof: check    ## the long matrices, soaks and version sweeps
 	$(PYTEST) -m "slow or not slow"
@@ -35,7 +37,7 @@ demo: setup     ## a Kubernetes, the operator, a model, an answer
 demo-down: setup ## remove everything the demo made, but the caches
 	$(RUN) examples/demo.py down
 
-bench: setup    ## figures beside a peer: make bench NAME=engine (or apply, queue, refusal)
+bench: setup    ## figures beside a peer: make bench NAME=engine (or apply, death, executor, queue, refusal)
 	$(RUN) tests/bench/$(patsubst queue,message_queue,$(NAME)).py # a file queue.py would stand before the standard library's
 
 images: setup   ## build both images

@@ -6,6 +6,6 @@ lock() { uv pip compile --quiet --universal --python-version 3.11 --generate-has
          --no-emit-find-links --no-annotate pyproject.toml "$@"; }
 lock --extra operator --extra engine --extra ray --extra dev --output-file locks/dev.txt
 lock --extra operator --constraint locks/dev.txt --output-file locks/operator.txt
-lock --extra engine --constraint locks/dev.txt --output-file locks/engine.txt
+lock --extra engine --extra ray --constraint locks/dev.txt --output-file locks/engine.txt
 echo uv | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
     --no-annotate - --output-file locks/uv.txt
