@@ -5,7 +5,7 @@ VENV := $(CACHE)/venv-$(shell cat locks/uv.txt locks/dev.txt | sha256sum | cut -
 RUN := env PYTHONPATH=operator:engine_image:tests $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 
-.PHONY: help setup check fix test proof demo demo-down bench images generate lock clean
+.PHONY: help setup built check fix test proof demo demo-down bench images generate lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -25,10 +25,15 @@ check: setup    ## lint, format, types, layers
 fix: setup      ## repair what ruff can repair
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-test: check     ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
+# What takes minutes is built before the tests, each of which has 300 seconds.
+built: setup
+	@$(RUN) -m localkube build >/dev/null
+	@$(RUN) -m localkube images >/dev/null
+
+test: check built ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
 	$(PYTEST) -m "not slow and not gpu" --numprocesses 3
 
-proof: check    ## the long matrices, soaks and version sweeps
+proof: check built ## the long matrices, soaks and version sweeps
 	$(PYTEST) -m "slow or not slow"
 
 demo: setup     ## a Kubernetes, the operator, a model, an answer

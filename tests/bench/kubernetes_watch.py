@@ -49,7 +49,7 @@ class Watch(threading.Thread):
     def __init__(self, kubeconfig: Path, path: str) -> None:
         super().__init__(daemon=True, name=path)
         self._path = path
-        host, port, context = _opened(kubeconfig)
+        host, port, context = opened(kubeconfig)
         self._connection = http.client.HTTPSConnection(host, port, context=context)
         self._changed = threading.Condition()
         self._events: list[Event] = []
@@ -167,7 +167,7 @@ def condition(found: dict[str, Any], kind: str) -> str:
     return next((str(entry["status"]) for entry in conditions if entry["type"] == kind), "")
 
 
-def _opened(kubeconfig: Path) -> tuple[str, int, ssl.SSLContext]:
+def opened(kubeconfig: Path) -> tuple[str, int, ssl.SSLContext]:
     """Where the API server of a kubeconfig with a client's certificate is, and what opens it."""
     found = yaml.safe_load(kubeconfig.read_text())
     cluster, user = found["clusters"][0]["cluster"], found["users"][0]["user"]

@@ -113,8 +113,9 @@ def from_environment_or_start(
 
 
 def start(
-    name: str, *, control_plane_only: bool = False, controller_manager: bool = False, fake_nodes: int = 0, fake_gpus: int = 8
-) -> Cluster:
+    name: str, *, control_plane_only: bool = False, controller_manager: bool = False, fake_nodes: int = 0, fake_gpus: int = 8,
+    stock_limits: bool = False,
+) -> Cluster:  # fmt: skip
     """Start the cluster unless it runs, and return once it is ready.
 
     `controller_manager` and `fake_nodes` matter for a control plane alone: a full cluster has the first, fake nodes need it.
@@ -132,6 +133,7 @@ def start(
     wanted = ClusterSpec(
         name=name, marker=f"{name}:{uuid.uuid4()}", slot=-1, binaries=str(binaries), full=full,
         controller_manager=full or controller_manager or fake_nodes > 0, fake_nodes=fake_nodes, fake_gpus=fake_gpus,
+        stock_limits=stock_limits,
     )  # fmt: skip
     with locked(paths.lock, timeout_seconds=_STOP_SECONDS, wanted=f"cluster {name}"):
         spec = read_spec(paths) if is_alive(paths) else None

@@ -105,8 +105,8 @@ def controller_manager(spec: ClusterSpec, *, paths: ClusterPaths) -> Component:
         f"{spec.binaries}/kube-controller-manager", f"--kubeconfig={paths.config / 'kube-controller-manager.kubeconfig'}",
         "--leader-elect=false", "--use-service-account-credentials", "--secure-port=0",
         f"--service-account-private-key-file={paths.pki / 'service-accounts.key'}", f"--root-ca-file={paths.pki / 'ca.crt'}",
-        "--node-monitor-grace-period=12s", "--node-monitor-period=2s", "--kube-api-qps=200", "--kube-api-burst=400",
-        "--horizontal-pod-autoscaler-sync-period=1s", "--profiling=false",
+        "--node-monitor-grace-period=12s", "--node-monitor-period=2s",
+        "--horizontal-pod-autoscaler-sync-period=1s", "--profiling=false", *_client_limits(spec),
     ))  # fmt: skip
 
 
@@ -114,8 +114,13 @@ def scheduler(spec: ClusterSpec, *, paths: ClusterPaths) -> Component:
     """The scheduler."""
     return Component("kube-scheduler", (
         f"{spec.binaries}/kube-scheduler", f"--kubeconfig={paths.config / 'kube-scheduler.kubeconfig'}",
-        "--leader-elect=false", "--secure-port=0", "--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false",
+        "--leader-elect=false", "--secure-port=0", "--profiling=false", *_client_limits(spec),
     ))  # fmt: skip
+
+
+def _client_limits(spec: ClusterSpec) -> tuple[str, ...]:
+    """What a test waits for shall not wait for a limit on requests."""
+    return () if spec.stock_limits else ("--kube-api-qps=200", "--kube-api-burst=400")
 
 
 def _kubeconfig(spec: ClusterSpec, *, paths: ClusterPaths, user: str) -> dict[str, object]:

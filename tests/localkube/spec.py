@@ -26,6 +26,7 @@ class ClusterSpec:
     controller_manager: bool = False
     fake_nodes: int = 0
     fake_gpus: int = 8
+    stock_limits: bool = False  # on the controller manager's and the scheduler's own requests, as Kubernetes comes
 
     @property
     def network(self) -> Network:
