@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from typing import Any
 
 import msgspec
 
 from . import log_format, names, reasons
 from .api import EngineCopy, InvalidSpec
+from .cache import Cache, World
 from .events import NORMAL, WARNING, Events
 from .kubernetes_client import PODS, REPLICAS, ApiError, Conflict, Forbidden, Invalid, KubernetesClient, NotFound
 from .pod_state import Problem
-from .read import World
 from .seen import Engine, Replica
 from .steps import (
     AnyStep,
@@ -63,8 +64,9 @@ class Outcome(msgspec.Struct, kw_only=True):
 class Actor:
     """Acts for one operator."""
 
-    def __init__(self, client: KubernetesClient, events: Events, images: Images) -> None:
+    def __init__(self, client: KubernetesClient, cache: Cache, events: Events, images: Images) -> None:
         self._client = client
+        self._cache = cache
         self._events = events
         self._images = images
 
@@ -92,41 +94,47 @@ class Actor:
         return outcome
 
     async def _one(self, step: AnyStep, engine: Engine, replicas: dict[str, Replica]) -> None:
+        found = await self._asked(step, engine, replicas)
+        if found is not None:
+            self._cache.wrote((engine.namespace, engine.name), found)
+        elif isinstance(step, DeleteReplica | DeleteMember):
+            self._cache.removed(step.uid)
+
+    async def _asked(self, step: AnyStep, engine: Engine, replicas: dict[str, Replica]) -> dict[str, Any] | None:
+        """The object as it is then."""
         client, namespace = self._client, engine.namespace
         match step:
             case CreateReplica():
-                await client.create(replica_manifest(engine_owner(engine), step))
+                return await client.create(replica_manifest(engine_owner(engine), step))
             case EndReplica():
-                await client.merge(
-                    REPLICAS, namespace, step.name, uid=step.uid, patch={"spec": {"end": msgspec.to_builtins(step.end)}}
-                )
+                patch = {"spec": {"end": msgspec.to_builtins(step.end)}}
+                return await client.merge(REPLICAS, namespace, step.name, uid=step.uid, patch=patch)
             case DeleteReplica():
-                await client.delete(REPLICAS, namespace, step.name, uid=step.uid)
+                return await client.delete(REPLICAS, namespace, step.name, uid=step.uid)
             case ResizeReplica():
                 patch = {"metadata": {"resourceVersion": step.version}, "spec": {"data": step.data}}
-                await client.merge(REPLICAS, namespace, step.name, uid=step.uid, patch=patch)
+                return await client.merge(REPLICAS, namespace, step.name, uid=step.uid, patch=patch)
             case RemoveRow():
                 known = {"name": step.member, "uid": step.member_uid}
                 place = f"/status/members/{step.place}"
-                await client.remove_from_status(REPLICAS, namespace, step.name, uid=step.uid, path=place, known=known)
+                return await client.remove_from_status(REPLICAS, namespace, step.name, uid=step.uid, path=place, known=known)
             case CreateMember():
                 replica = replicas[step.replica]
-                if replica.copy is not None:
-                    await self._create_member(engine, replica, replica.copy, step)
+                return await self._create_member(engine, replica, replica.copy, step) if replica.copy is not None else None
             case LeaveService():
                 patch = {"metadata": {"labels": {names.LABEL_SERVING: None}}}
-                await client.merge(PODS, namespace, step.name, uid=step.uid, patch=patch)
+                return await client.merge(PODS, namespace, step.name, uid=step.uid, patch=patch)
             case DeleteMember():
-                await client.delete(PODS, namespace, step.name, uid=step.uid)
+                return await client.delete(PODS, namespace, step.name, uid=step.uid)
             case ApplyObject():
-                await client.apply(step.manifest)
+                return await client.apply(step.manifest)
 
-    async def _create_member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> None:
+    async def _create_member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> dict[str, Any]:
         if needs_token(copy) and step.ordinal == 0:
             # Before the leader, which the other members cannot do without; never looked at afterwards.
             with contextlib.suppress(Conflict):  # made already, by a pass that came no further
                 await self._client.create(token_secret(replica_owner(engine, replica), token=secrets.token_hex(TOKEN_BYTES)))
-        await self._client.create(self.member(engine, replica, copy, step))
+        return await self._client.create(self.member(engine, replica, copy, step))
 
     def member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> dict[str, object]:
         """The pod of a step."""

@@ -1,23 +1,22 @@
-"""kopf, and nothing else: watches wake the queue.
+"""kopf, and nothing else: what its watches bring is heard.
 
-Invariant: a handler puts a key on the queue and returns nothing. No finalizers, no annotations, no Events by kopf: an object can
+Invariant: a handler passes an event on and returns nothing. No finalizers, no annotations, no Events by kopf: an object can
 always be deleted, operator or not.
 Does not read or write objects, and knows no reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import kopf
 
 from . import names
-from .queue import Key
 
 
-def registry(wake: Callable[[Key], None]) -> kopf.OperatorRegistry:
-    """Watches of engines, replicas and members that call ``wake`` with the engine's key."""
+def registry(hear: Callable[[str | None, dict[str, Any]], None]) -> kopf.OperatorRegistry:
+    """Watches of engines, replicas and members that call ``hear`` with the event's type (None: from a listing) and the object."""
     found = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=found)
@@ -26,16 +25,10 @@ def registry(wake: Callable[[Key], None]) -> kopf.OperatorRegistry:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.event(names.GROUP, names.VERSION, "inferenceengines", registry=found)
-    async def engine_changed(*, namespace: str | None, name: str, **_: Any) -> None:
-        wake((namespace or "", name))
-
-    @kopf.on.event(names.GROUP, names.VERSION, "enginereplicas", labels={names.LABEL_ENGINE: kopf.PRESENT}, registry=found)
-    async def replica_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        wake((namespace or "", labels[names.LABEL_ENGINE]))
-
-    @kopf.on.event("", "v1", "pods", labels={names.LABEL_REPLICA: kopf.PRESENT, names.LABEL_ENGINE: kopf.PRESENT}, registry=found)
-    async def member_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        wake((namespace or "", labels[names.LABEL_ENGINE]))
+    @kopf.on.event(names.GROUP, names.VERSION, "enginereplicas", registry=found)
+    @kopf.on.event("", "v1", "pods", registry=found)
+    async def changed(*, event: kopf.RawEvent, **_: Any) -> None:
+        hear(event["type"], cast(dict[str, Any], event["object"]))
 
     return found
 

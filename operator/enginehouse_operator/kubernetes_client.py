@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -120,6 +121,11 @@ async def configure() -> transport.Configuration:
         except transport_config.ConfigException as error:
             words = "this is no pod with a service account, and KUBECONFIG or ~/.kube/config names no cluster"
             raise NoCluster(f"{words}: {error}") from error
+    # Once, and not before each request; that would look for passwords too.
+    server = urlsplit(found.host)
+    if found.proxy is None and not proxy_bypass(server.netloc):
+        found.proxy = getproxies().get(server.scheme)
+    found.client_session_kwargs = {"trust_env": False}
     return found
 
 
@@ -206,13 +212,15 @@ class KubernetesClient:
         where = kind.path(metadata["namespace"], metadata["name"])
         return await self._send("PUT", where, body=manifest, counted=("update", kind.plural))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
-        """Delete the object with this UID. Gone already, or another one by now, is as good."""
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> Raw | None:
+        """Delete the object with this UID; what is left of it for a while, None when it is gone. Gone already, or another one by
+        now, is as good."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._send("DELETE", kind.path(namespace, name), body=body, counted=("delete", kind.plural))
+            found = await self._send("DELETE", kind.path(namespace, name), body=body, counted=("delete", kind.plural))
         except (NotFound, Conflict):
-            return
+            return None
+        return found if found.get("metadata", {}).get("deletionTimestamp") else None
 
     async def _apply(self, path: str, body: Raw, what: str) -> Raw:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}

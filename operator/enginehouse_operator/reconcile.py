@@ -1,7 +1,8 @@
-"""One pass over one engine: read, observe, plan, act, status.
+"""One pass over one engine: look, observe, plan, act, status.
 
 Invariant: level-triggered. A pass knows nothing of what woke it or of earlier passes; what it does follows from what it reads.
-It may stop after any write, and the next one, of whatever process, goes on from there.
+It may stop after any write, and the next one, of whatever process, goes on from there. What it sees is what ``cache.py`` holds, or
+what it reads where that has doubts.
 Does not read raw fields (``observe.py``), decide (``plan_*.py``) or render (``wanted/``).
 """
 
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from . import api, history, metrics, observe, reasons, spec_rules
 from .act import Actor, engine_owner, replica_owner
+from .cache import Cache, World
 from .conditions import cut
 from .events import NORMAL, WARNING, Events
 from .failures import seconds_between
@@ -22,7 +24,7 @@ from .plan_objects import plan_objects
 from .plan_replica import leave_service, plan_replica
 from .pod_state import Problem, claim_not_found
 from .queue import Again
-from .read import World, read, read_rest
+from .read import read
 from .seen import Engine, Replica
 from .status import engine_status, replica_status
 from .steps import AnyStep, CreateReplica, DeleteReplica, EndReplica
@@ -42,15 +44,16 @@ HELD_SECONDS: Final = 15.0
 class Reconciler:
     """Everything that passes share. Safe to use for several engines at once."""
 
-    def __init__(self, client: KubernetesClient, actor: Actor, events: Events, clock: Callable[[], datetime]) -> None:
+    def __init__(self, client: KubernetesClient, cache: Cache, actor: Actor, events: Events, clock: Callable[[], datetime]) -> None:
         self._client = client
+        self._cache = cache
         self._actor = actor
         self._events = events
         self._clock = clock
 
     async def reconcile(self, namespace: str, name: str) -> Again:
         """One pass; when the next one is due. Raises ApiError when the API server cannot be read or written."""
-        world = await read(self._client, namespace, name)
+        world = self._cache.world((namespace, name), now=self._clock()) or await self._read(namespace, name)
         if world is None:
             metrics.ENGINES.forget(namespace, name)
             return Again(after_seconds=None)
@@ -60,12 +63,15 @@ class Reconciler:
         replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
         leaving = tuple(step for replica in replicas for step in leave_service(replica))
         outcome = await self._actor.act(leaving, engine=engine, world=world, replicas=replicas)
-        world = await read_rest(self._client, world)
         spec, problems = _spec(world)
         plan, held = await self._plan(engine, spec, replicas, now)
         steps, taken = _all_steps(engine, spec, plan, replicas, world, now)
         outcome += await self._actor.act(steps, engine=engine, world=world, replicas=replicas)
         await self._tell_restarts(world, replicas, now)
+        if held or taken:
+            self._cache.doubt((namespace, name))
+        if outcome.acted and not (outcome.problems or outcome.is_stale or engine.status.get("conditions")):
+            return Again(after_seconds=0.0)  # of an engine that is being made only what has become of it is news
         found = [*problems, *held, *taken, *(problem for _, problem in outcome.problems)]
         deleted = {step.uid for step in steps if isinstance(step, DeleteReplica)}
         left = tuple(replica for replica in replicas if replica.uid not in deleted and not replica.is_deleting)
@@ -73,6 +79,11 @@ class Reconciler:
         is_stale |= await self._write_engine(world, engine, spec, replicas, plan, found, now)
         refused = bool(outcome.problems) or outcome.is_stale or is_stale
         return _again(plan, acted=outcome.acted, refused=refused, held=bool(held or taken))
+
+    async def _read(self, namespace: str, name: str) -> World | None:
+        key = (namespace, name)
+        began = self._cache.begin_read(key)
+        return self._cache.hold(key, await read(self._client, namespace, name), began=began, now=self._clock())
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime
@@ -101,8 +112,8 @@ class Reconciler:
             own = [problem for name, problem in problems if name == replica.name]
             status = replica_status(replica, problems=own, now=now)
             seen = {"observedGeneration": replica.observed_generation, "conditions": list(replica.conditions)}
-            if status != seen:
-                is_stale |= await self._publish(REPLICAS, raw[replica.uid], status)
+            if status != seen and not (replica.conditions == () and _only_starts(status)):
+                is_stale |= await self._publish(world, REPLICAS, raw[replica.uid], status)
         return is_stale
 
     async def _write_engine(
@@ -117,7 +128,7 @@ class Reconciler:
     ) -> bool:
         where = endpoint(engine_owner(engine), spec.service, scheme=spec.scheme) if spec is not None else ""
         status = engine_status(engine, spec, replicas, plan=plan, problems=problems, endpoint=where, now=now)
-        if status != engine.status and await self._publish(ENGINES, world.engine, status):
+        if status != engine.status and await self._publish(world, ENGINES, world.engine, status):
             return True
         metrics.ENGINES.tell(engine.namespace, engine.name, status["conditions"])
         for failure in history.untold(engine.status, replicas):
@@ -135,12 +146,13 @@ class Reconciler:
                     words = f"replica {replica.name} goes on, and what died is started again in its pod: {failure}"
                     await self._events.say(world.engine, kind=WARNING, reason=reason, message=words)
 
-    async def _publish(self, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
+    async def _publish(self, world: World, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
         """Write a status. True: the object is gone, or another one by now; the next pass sees which."""
         try:
-            await self._client.apply_status(kind, seen, status)
+            found = await self._client.apply_status(kind, seen, status)
         except (Conflict, NotFound):
             return True
+        self._cache.wrote((found["metadata"]["namespace"], world.engine["metadata"]["name"]), found)
         return False
 
 
@@ -160,7 +172,7 @@ def _all_steps(
     if spec is not None:
         owner = engine_owner(engine)
         wanted = [*services(owner, spec.service, scheme=spec.scheme), disruption_budget(owner, spec)]
-        applied, problems_found = plan_objects(wanted, world.shared, owner_uid=engine.uid)
+        applied, problems_found = plan_objects(wanted, world.others, owner_uid=engine.uid)
         steps += applied
         problems += problems_found
     steps += plan.steps
@@ -168,7 +180,7 @@ def _all_steps(
     for replica in replicas:
         if replica.name in ending:
             continue
-        applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.rights, owner_uid=replica.uid)
+        applied, problems_found = plan_objects(rights(replica_owner(engine, replica)), world.others, owner_uid=replica.uid)
         # Rights of a deleted namesake are about to go, and a token that a pod gets by them would go with them.
         taken = plan_replica(replica, hold=bool(problems_found), now=now)
         if replica.is_live and not any(isinstance(step, EndReplica) for step in taken):
@@ -176,6 +188,11 @@ def _all_steps(
             problems += problems_found
         steps += taken
     return tuple(steps), problems
+
+
+def _only_starts(status: dict[str, Any]) -> bool:
+    """What everybody expects of a new replica; who is waited for says its engine's status."""
+    return {found["reason"] for found in status["conditions"]} <= {reasons.STARTING, reasons.LIVING}
 
 
 def _makes_or_replaces(step: AnyStep) -> bool:

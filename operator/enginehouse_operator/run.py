@@ -16,8 +16,9 @@ from typing import Any, cast
 
 import kopf
 
-from . import __version__, handlers, log_format, metrics
+from . import __version__, handlers, log_format, metrics, names
 from .act import Actor
+from .cache import Cache
 from .events import Events
 from .flags import Flags
 from .health import serve_health, serve_metrics
@@ -33,10 +34,17 @@ log = logging.getLogger("enginehouse.operator")
 
 async def run(flags: Flags, client: KubernetesClient) -> None:
     """Lead and work until SIGTERM or SIGINT. Raises LeaseLost."""
-    events = Events(client)
-    actor = Actor(client, events, flags.images)
-    reconciler = Reconciler(client, actor, events, clock=lambda: datetime.now(UTC))
-    queue = KeyedQueue(guarded(reconciler), workers=flags.workers)
+    events, cache = Events(client), Cache()
+    actor = Actor(client, cache, events, flags.images)
+    reconciler = Reconciler(client, cache, actor, events, clock=lambda: datetime.now(UTC))
+    queue = KeyedQueue(guarded(reconciler, cache), workers=flags.workers)
+
+    def hear(event: str | None, raw: dict[str, Any]) -> None:
+        key = cache.heard(event, raw)
+        if key is not None:
+            is_first_visit = event is None or (event == "ADDED" and raw["kind"] == names.ENGINE_KIND)
+            queue.add(key, can_wait=is_first_visit)
+
     async with contextlib.AsyncExitStack() as servers:
         if flags.health_port:
             servers.push_async_callback((await serve_health(flags.health_port, lambda: queue.longest_running_seconds)).cleanup)
@@ -49,7 +57,7 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
         metrics.IS_LEADER.set(1)
         log.info("operator %s works on %s", __version__, flags.namespace or "all namespaces")
         watches = kopf.operator(
-            registry=handlers.registry(queue.add),
+            registry=handlers.registry(hear),
             settings=handlers.settings(),
             standalone=True,
             identity=cast(Any, flags.identity),  # else kopf asks the passwd file, where a container's user is not
@@ -85,7 +93,7 @@ async def wait_for_kind(client: KubernetesClient, kind: Kind, namespace: str) ->
         await asyncio.sleep(CRD_RETRY_SECONDS)
 
 
-def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
+def guarded(reconciler: Reconciler, cache: Cache) -> Callable[[Key], Awaitable[Again]]:
     """The loop top: a pass that fails is logged once and tried again later, whatever it was."""
 
     async def one_pass(key: Key) -> Again:
@@ -100,6 +108,8 @@ def guarded(reconciler: Reconciler) -> Callable[[Key], Awaitable[Again]]:
             word, again = "error", Again(after_seconds=0.0, failed=True)
         else:
             word = "refused" if again.failed else "acted" if again.after_seconds == 0 else "settled"
+        if again.failed:
+            cache.doubt(key)
         metrics.PASSES.labels(result=word).inc()
         metrics.PASS_SECONDS.observe(time.monotonic() - began)
         return again

@@ -15,20 +15,20 @@ import msgspec
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 
 
-class _Reference(msgspec.Struct):
+class _Reference(msgspec.Struct, frozen=True):
     resource: str = ""
     subresource: str = ""
 
 
-class _User(msgspec.Struct):
+class _User(msgspec.Struct, frozen=True):
     username: str = ""
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, frozen=True):
     code: int = 0
 
 
-class _Entry(msgspec.Struct, rename="camel"):
+class _Entry(msgspec.Struct, frozen=True, rename="camel"):
     verb: str
     request_uri: str = msgspec.field(name="requestURI", default="")
     user: _User = _User()

@@ -19,34 +19,34 @@ from kubernetes_watch import opened
 _WATCH_SECONDS = 3600
 
 
-class Condition(msgspec.Struct):
+class Condition(msgspec.Struct, frozen=True):
     type: str
     status: str = ""
 
 
-class Owner(msgspec.Struct):
+class Owner(msgspec.Struct, frozen=True):
     name: str
     uid: str
 
 
-class Metadata(msgspec.Struct, rename="camel"):
+class Metadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""  # a bookmark has none
     uid: str = ""
     resource_version: str = ""
     owner_references: list[Owner] = []
 
 
-class Container(msgspec.Struct):
+class Container(msgspec.Struct, frozen=True):
     name: str
     args: list[str] = []
 
 
-class Spec(msgspec.Struct, rename="camel"):
+class Spec(msgspec.Struct, frozen=True, rename="camel"):
     node_name: str = ""
     containers: list[Container] = []
 
 
-class Status(msgspec.Struct, rename="camel"):
+class Status(msgspec.Struct, frozen=True, rename="camel"):
     """Of a pod, an engine or one of a peer's groups."""
 
     conditions: list[Condition] = []
@@ -58,13 +58,13 @@ class Status(msgspec.Struct, rename="camel"):
         return any(found.type == kind and found.status == "True" for found in self.conditions)
 
 
-class Found(msgspec.Struct):
+class Found(msgspec.Struct, frozen=True):
     metadata: Metadata
     spec: Spec | None = None
     status: Status | None = None
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, frozen=True):
     type: str
     object: msgspec.Raw
 

@@ -30,6 +30,7 @@ from localkube.pki import Authority
 NAMESPACE = "scale"
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.2
+_ACCOUNT = "manager"
 _LWS = GoModule(
     "lws",
     {"lws-manager": "sigs.k8s.io/lws/cmd"},
@@ -159,12 +160,12 @@ def _leader_worker_set(name: str) -> dict[str, Any]:
 
 def _start_enginehouse(cluster: Cluster, folder: Path) -> Operator:
     """As the chart installs it, but for its pods, which no node here would run."""
-    values = ("replicas=0", "image.repository=operator", "image.tag=1", "engineImage=engine:1")
-    settings = [argument for value in values for argument in ("--set", value)]
+    named = (f"serviceAccount.name={_ACCOUNT}", "image.repository=operator", "image.tag=1", "engineImage=engine:1")
+    settings = [argument for value in named for argument in ("--set-string", value)] + ["--set", "replicas=0"]
     cluster.helm("install", "enginehouse", str(CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace", *settings)
     command = [sys.executable, "-m", "enginehouse_operator", "--engine-image=engine:1", "--monitor-image=operator:1"]
     command += ["--health-port=0", "--metrics-port=0", f"--lease-namespace={SYSTEM_NAMESPACE}"]
-    started = _start(cluster, folder, command, account="enginehouse", namespace=SYSTEM_NAMESPACE)
+    started = _start(cluster, folder, command)
     _wait("the operator leads", started, lambda: "works on all namespaces" in (folder / "operator.log").read_text())
     return started
 
@@ -226,15 +227,13 @@ def _define(cluster: Cluster, *files: Path) -> None:
 def _make_administrator(cluster: Cluster) -> None:
     """A peer's rights are no matter here."""
     cluster.kubectl("create", "namespace", SYSTEM_NAMESPACE)
-    cluster.kubectl("-n", SYSTEM_NAMESPACE, "create", "serviceaccount", "manager")
-    account = f"--serviceaccount={SYSTEM_NAMESPACE}:manager"
+    cluster.kubectl("-n", SYSTEM_NAMESPACE, "create", "serviceaccount", _ACCOUNT)
+    account = f"--serviceaccount={SYSTEM_NAMESPACE}:{_ACCOUNT}"
     cluster.kubectl("create", "clusterrolebinding", "manager", "--clusterrole=cluster-admin", account)
 
 
-def _start(
-    cluster: Cluster, folder: Path, command: list[str], *, account: str = "manager", namespace: str = SYSTEM_NAMESPACE
-) -> Operator:
-    token = cluster.kubectl("-n", namespace, "create", "token", account, "--duration=4h").strip()
+def _start(cluster: Cluster, folder: Path, command: list[str]) -> Operator:
+    token = cluster.kubectl("-n", SYSTEM_NAMESPACE, "create", "token", _ACCOUNT, "--duration=4h").strip()
     kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
     kubeconfig["users"] = [{"name": entry["name"], "user": {"token": token}} for entry in kubeconfig["users"]]
     path = folder / "operator.kubeconfig"
@@ -242,7 +241,7 @@ def _start(
     path.write_text(yaml.safe_dump(kubeconfig))
     with (folder / "operator.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "KUBECONFIG": str(path)})
-    return Operator(process, f"system:serviceaccount:{namespace}:{account}")
+    return Operator(process, f"system:serviceaccount:{SYSTEM_NAMESPACE}:{_ACCOUNT}")
 
 
 def _wait(what: str, operator: Operator, holds: Callable[[], bool]) -> None:

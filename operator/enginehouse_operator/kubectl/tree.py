@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse_operator import names, observe
+from enginehouse_operator import names, observe, reasons
 from enginehouse_operator.ranks import ApiServerRow, RankRow, Row
 from enginehouse_operator.seen import Member, Replica, ordinals
 
@@ -90,7 +90,7 @@ def _replica(replica: Replica, nodes: Mapping[str, str | None]) -> ReplicaNode:
     return ReplicaNode(
         name=replica.name,
         ready=replica.is_ready,
-        state=str(_ready(replica.conditions).get("reason", "")),
+        state=str(_ready(replica.conditions).get("reason", reasons.STARTING)),
         created=replica.created,
         index=replica.spec.index,
         epoch=replica.spec.epoch,

@@ -103,7 +103,7 @@ class ScriptedKubelet:
                 self._done[uid] = fate
             return
         if not pod["spec"].get("nodeName") and uid not in self._done:
-            binding = {"metadata": {"name": name}, "target": {"kind": "Node", "name": self.node}}
+            binding = {"metadata": {"name": name, "uid": uid}, "target": {"kind": "Node", "name": self.node}}
             self._core.create_namespaced_binding(self._namespace, binding, _preload_content=False, _request_timeout=10)
         if fate == "serve":
             if leads_ray(pod):

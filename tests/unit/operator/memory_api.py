@@ -78,20 +78,20 @@ class MemoryApi:
         self._ask("apply", plural, name)
         if (plural, name) not in self.objects:
             return self.put(plural, manifest)
-        return self._change(plural, name, manifest)
+        return self.change(plural, name, manifest)
 
     async def apply_status(self, kind: Kind, seen: Raw, status: Raw) -> Raw:
         name = seen["metadata"]["name"]
         self._ask("status", kind.plural, name)
         self._found(kind.plural, name, seen["metadata"]["uid"])
-        return self._change(kind.plural, name, {"status": status})
+        return self.change(kind.plural, name, {"status": status})
 
     async def merge(self, kind: Kind, namespace: str, name: str, *, uid: str, patch: Raw) -> Raw:
         self._ask("merge", kind.plural, name)
         found = self._found(kind.plural, name, uid)
         if patch.get("metadata", {}).get("resourceVersion", now := found["metadata"]["resourceVersion"]) != now:
             raise Conflict(f"{kind.plural} {name}", status=409)
-        return self._change(kind.plural, name, patch)
+        return self.change(kind.plural, name, patch)
 
     async def remove_from_status(self, kind: Kind, namespace: str, name: str, *, uid: str, path: str, known: dict[str, str]) -> Raw:
         self._ask("remove", kind.plural, name)
@@ -101,7 +101,7 @@ class MemoryApi:
         if any(kept[int(place)].get(key) != value for key, value in known.items()):
             raise Conflict(f"{kind.plural} {name}", status=422)
         del kept[int(place)]
-        return self._change(kind.plural, name, {"status": {where: kept}})
+        return self.change(kind.plural, name, {"status": {where: kept}})
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         self._ask("delete", kind.plural, name)
@@ -124,7 +124,8 @@ class MemoryApi:
             raise Conflict(f"{plural} {name}", status=409)
         return found
 
-    def _change(self, plural: str, name: str, patch: Raw) -> Raw:
+    def change(self, plural: str, name: str, patch: Raw) -> Raw:
+        """A merge; as it is then."""
         before = self.objects[plural, name]
         after = merged(before, patch)
         if after != before:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from memory_api import MemoryApi, merged
+from memory_api import MemoryApi
 
 from enginehouse_operator import names
 from enginehouse_operator.act import Actor
+from enginehouse_operator.cache import Cache
 from enginehouse_operator.events import Events
 from enginehouse_operator.queue import Again
 from enginehouse_operator.reconcile import Reconciler
@@ -41,10 +42,14 @@ class Stage:
     def restart(self) -> None:
         """An operator that knows nothing of earlier passes."""
         events = Events(self.api)
-        actor = Actor(self.api, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))
-        self.reconciler = Reconciler(self.api, actor, events, clock=lambda: NOW)
+        self.cache = Cache()
+        actor = Actor(self.api, self.cache, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))
+        self.reconciler = Reconciler(self.api, self.cache, actor, events, clock=lambda: NOW)
 
-    async def one_pass(self) -> Again:
+    async def one_pass(self, *, reads: bool = True) -> Again:
+        """No watch brings here what others have changed, so it is read, unless that is what a test is about."""
+        if reads:
+            self.cache.doubt(("n", "e"))
         return await self.reconciler.reconcile("n", "e")
 
     async def settle(self, passes: int = 20) -> Again:
@@ -55,7 +60,7 @@ class Stage:
         raise AssertionError(f"not settled after {passes} passes: {self.api.written()[-5:]}")
 
     def change(self, plural: str, name: str, **patch: Any) -> None:
-        self.api.objects[plural, name] = merged(self.api.objects[plural, name], patch)
+        self.api.change(plural, name, patch)
 
     def serve(self) -> None:
         """What kubelet and monitor would report of each pod."""

@@ -159,3 +159,29 @@ async def test_what_happens_during_a_failing_pass_does_not_wait_for_its_long_bac
         queue.add(A)
         await asyncio.wait_for(done.wait(), DEADLINE)
     assert delays == [0.5, 1.0, 2.0, 4.0, 0.5]
+
+
+async def test_news_goes_before_first_visits_also_of_one_that_waits_for_its_first() -> None:
+    passes: list[Key] = []
+    entered, leave, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    first, last = ("n", "first"), ("n", "last")
+
+    async def one_pass(key: Key) -> Again:
+        passes.append(key)
+        entered.set()
+        await leave.wait()
+        if key == last:
+            done.set()
+        return SETTLED
+
+    async with running(one_pass, workers=1) as queue:
+        queue.add(first)
+        await asyncio.wait_for(entered.wait(), DEADLINE)
+        for key in (B, A, last):
+            queue.add(key, can_wait=True)
+        queue.add(A)
+        assert queue.depth == 3
+        leave.set()
+        await asyncio.wait_for(done.wait(), DEADLINE)
+        assert queue.depth == 0
+    assert passes == [first, A, B, last]

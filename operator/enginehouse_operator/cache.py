@@ -1,0 +1,189 @@
+"""What passes decide on: each engine's objects as the watches brought them and as our own writes left them.
+
+Invariants: of two versions of an object the newer one is held, and what is gone does not come back; an engine of which something
+may have been missed (a listing, a refusal, a changed spec, ten minutes) is not told before it was read from the API server again.
+Our own writes are held as soon as they are answered, so that no pass decides without them; those of others come with the watches.
+Does not read (``read.py``), does not interpret: objects are plain dictionaries, less what nobody looks at.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from . import names
+from .queue import Key
+
+Raw = dict[str, Any]
+
+TRUSTED: Final = timedelta(seconds=600)
+"""A world is read again after so long: what no watch told is put right then."""
+REMEMBERED: Final = 10_000
+"""Deleted objects that are known to be gone, of all engines: a late answer about one must not bring it back."""
+
+_CAUSES: Final = ("generation", "deletionTimestamp", "labels", "annotations")
+"""Of an engine's metadata: what others change. Its status is the operator's own."""
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """Raw objects of one engine, each with its kind."""
+
+    engine: Raw
+    replicas: tuple[Raw, ...] = ()
+    pods: tuple[Raw, ...] = ()
+    """Without their specs."""
+    others: tuple[Raw, ...] = ()
+    """Services, disruption budget and rights: whatever has the names that they have, of any owner."""
+
+
+class _Held:
+    """One engine's objects by UID, and since when all of them are known."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Raw] = {}
+        self.read_at: datetime | None = None
+        self.heard: set[str] = set()
+        """UIDs that were heard of since a read began."""
+        self.doubts = 0
+
+
+class Cache:
+    """Of one operator. Not safe for threads."""
+
+    def __init__(self) -> None:
+        self._held: dict[Key, _Held] = {}
+        self._keys: dict[str, Key] = {}
+        """Engine by UID of an object."""
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    def heard(self, event: str | None, raw: Raw) -> Key | None:
+        """An event of a watch (``None``: it was found by a listing); whose pass it wants, if it is news."""
+        metadata = raw["metadata"]
+        uid, key = metadata["uid"], _key(raw) or self._keys.get(metadata["uid"])
+        if key is None:
+            return None
+        held = self._held.get(key)
+        if event == "DELETED" or _key(raw) is None:  # or it is not the engine's any more: nobody else looks at its labels
+            self.removed(uid)
+            if raw["kind"] == names.ENGINE_KIND:
+                self._forget(key)
+            return key
+        if held is None:
+            return key
+        before = held.objects.get(uid)
+        if event is None or (raw["kind"] == names.ENGINE_KIND and _is_changed(before, raw)):
+            self.doubt(key)
+        elif before is not None and before["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+            return None  # an echo of our own write
+        self._take(key, raw)
+        return key
+
+    def wrote(self, key: Key, raw: Raw) -> None:
+        """The answer to a write."""
+        if key in self._held:
+            self._take(key, raw)
+
+    def removed(self, uid: str) -> None:
+        """It is gone for good."""
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+        held = self._held.get(self._keys.pop(uid, ("", "")))
+        if held is not None:
+            held.objects.pop(uid, None)
+            held.heard.add(uid)
+
+    def doubt(self, key: Key) -> None:
+        """Something may have been missed: the next pass reads."""
+        held = self._held.get(key)
+        if held is not None:
+            held.read_at = None
+            held.doubts += 1
+
+    def world(self, key: Key, *, now: datetime) -> World | None:
+        """None: it has to be read."""
+        held = self._held.get(key)
+        if held is None or held.read_at is None or now - held.read_at >= TRUSTED:
+            return None
+        return _world(held)
+
+    def begin_read(self, key: Key) -> int:
+        """What is heard from now on is newer than what is read. Gives a number for :meth:`hold`."""
+        held = self._held.setdefault(key, _Held())
+        held.heard.clear()
+        return held.doubts
+
+    def hold(self, key: Key, read: World | None, *, began: int, now: datetime) -> World | None:
+        """What was read; the world as it is known then, None when there is no such engine."""
+        held = self._held.get(key)
+        if read is None or held is None:
+            self._forget(key)
+            return read
+        found = (read.engine, *read.replicas, *read.pods, *read.others)
+        kept = {raw["metadata"]["uid"] for raw in found} | held.heard
+        for uid in [uid for uid in held.objects if uid not in kept]:
+            self._keys.pop(uid, None)
+            del held.objects[uid]
+        for raw in found:
+            self._take(key, raw)
+        held.heard.clear()
+        held.read_at = now if held.doubts == began else None
+        return _world(held)
+
+    def _take(self, key: Key, raw: Raw) -> None:
+        uid, held = raw["metadata"]["uid"], self._held[key]
+        held.heard.add(uid)
+        before = held.objects.get(uid)
+        if uid not in self._gone and (before is None or _is_newer(raw, before)):
+            held.objects[uid] = _lean(raw)
+            self._keys[uid] = key
+
+    def _forget(self, key: Key) -> None:
+        held = self._held.pop(key, None)
+        for uid in held.objects if held is not None else ():
+            self._keys.pop(uid, None)
+
+
+def _key(raw: Raw) -> Key | None:
+    """The engine that an object is about, by its name or label."""
+    metadata = raw["metadata"]
+    engine = metadata["name"] if raw["kind"] == names.ENGINE_KIND else (metadata.get("labels") or {}).get(names.LABEL_ENGINE)
+    return None if engine is None else (metadata["namespace"], engine)
+
+
+def _is_changed(before: Raw | None, after: Raw) -> bool:
+    return before is None or any(before["metadata"].get(cause) != after["metadata"].get(cause) for cause in _CAUSES)
+
+
+def _is_newer(raw: Raw, before: Raw) -> bool:
+    """Kubernetes' own clients compare versions of one object as numbers, too. What is no number is news."""
+    versions = [found["metadata"].get("resourceVersion", "") for found in (raw, before)]
+    return not all(version.isdigit() for version in versions) or int(versions[0]) >= int(versions[1])
+
+
+def _lean(raw: Raw) -> Raw:
+    """A thousand engines have two thousand pods. Of who manages a field, only when it was written is looked at."""
+    kept = {field: value for field, value in raw.items() if field != "spec"} if raw["kind"] == "Pod" else raw
+    managers = [{name: value for name, value in entry.items() if name != "fieldsV1"} for entry in _managers(raw)]
+    return kept | {"metadata": raw["metadata"] | {"managedFields": managers}}
+
+
+def _managers(raw: Raw) -> Iterable[Raw]:
+    return raw["metadata"].get("managedFields") or () if raw["kind"] == names.REPLICA_KIND else ()
+
+
+def _world(held: _Held) -> World | None:
+    objects = list(held.objects.values())
+    engine = next((raw for raw in objects if raw["kind"] == names.ENGINE_KIND), None)
+    if engine is None:
+        return None
+    return World(
+        engine=engine,
+        replicas=tuple(raw for raw in objects if raw["kind"] == names.REPLICA_KIND),
+        pods=tuple(raw for raw in objects if raw["kind"] == "Pod"),
+        others=tuple(raw for raw in objects if raw["kind"] not in (names.ENGINE_KIND, names.REPLICA_KIND, "Pod")),
+    )
