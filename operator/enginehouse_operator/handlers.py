@@ -33,11 +33,20 @@ def registry(hear: Callable[[str | None, dict[str, Any]], None]) -> kopf.Operato
     return found
 
 
+class _NoMemory(kopf.MultiDiffBaseStorage):
+    """Of no storages. kopf keeps a copy of each object to find out what changed; nobody here asks it."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return cast(kopf.BodyEssence, {})
+
+
 def settings() -> kopf.OperatorSettings:
     """Bounded watches, no finalizers, no Events, no reads of anything cluster-wide but what is watched."""
     found = kopf.OperatorSettings()
     found.posting.enabled = False
     found.peering.standalone = True
+    found.persistence.diffbase_storage = _NoMemory([])
+    found.persistence.progress_storage = kopf.MultiProgressStorage([])
     found.scanning.disabled = True
     found.watching.server_timeout = 300
     found.watching.client_timeout = 330

@@ -1,6 +1,7 @@
 """The engine and everything that was made for it, live from the API server.
 
-Invariant: quorum reads. Rights are asked for also while there is no replica: those of a deleted namesake may be on their way out.
+Invariant: quorum reads. An engine that has neither replicas nor conditions never had any, and so no pods and no rights; of any
+other rights are asked for also while there is no replica: those of one that somebody deleted may be on their way out.
 Does not keep (``cache.py``) and does not interpret (``observe.py``).
 """
 
@@ -38,6 +39,9 @@ async def read(client: KubernetesClient, namespace: str, name: str) -> World | N
     )
     if engine is None:
         return None
+    found = [raw for raw in shared if raw is not None]
+    if not replicas and not (engine.get("status") or {}).get("conditions"):
+        return World(engine=engine, others=tuple(found))
     # Replicas before pods: a row that is seen then belongs to a pod that existed, so its absence from the later list is a loss.
     pods, *rights = await asyncio.gather(
         _listed(client, PODS, "Pod", namespace, name),
@@ -45,8 +49,8 @@ async def read(client: KubernetesClient, namespace: str, name: str) -> World | N
         _listed(client, ROLES, "Role", namespace, name),
         _listed(client, ROLE_BINDINGS, "RoleBinding", namespace, name),
     )
-    others = [raw for raw in shared if raw is not None] + [raw for part in rights for raw in part]
-    return World(engine=engine, replicas=tuple(replicas), pods=tuple(pods), others=tuple(others))
+    found += [raw for part in rights for raw in part]
+    return World(engine=engine, replicas=tuple(replicas), pods=tuple(pods), others=tuple(found))
 
 
 async def _listed(client: KubernetesClient, kind: Kind, word: str, namespace: str, engine: str) -> list[Raw]:
