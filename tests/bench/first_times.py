@@ -17,6 +17,7 @@ import msgspec
 from kubernetes_watch import opened
 
 _WATCH_SECONDS = 3600
+_RECONNECT_SECONDS = 0.2
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
+    kind: str
     name: str
     uid: str
 
@@ -92,7 +94,11 @@ class FirstTimes(threading.Thread):
             raise RuntimeError(f"the watch of {self._path} failed: {self._error}")
         return dict(self._times[question])
 
-    def close(self) -> None:
+    def __enter__(self) -> FirstTimes:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._over.set()
 
     def run(self) -> None:
@@ -102,6 +108,7 @@ class FirstTimes(threading.Thread):
             except (OSError, http.client.HTTPException) as error:
                 if not self._over.is_set():
                     print(f"the watch of {self._path} goes on after {type(error).__name__}", flush=True)
+                    self._over.wait(_RECONNECT_SECONDS)
             except (ValueError, RuntimeError) as error:
                 self._error = f"{type(error).__name__}: {error}"
                 return

@@ -107,8 +107,20 @@ def _measured(running: Cluster, contender: Contender, operator: Operator | None,
         running.kubeconfig, f"/api/v1/namespaces/{NAMESPACE}/pods", {"made": _always, "ready": _is_ready}, listener=monitors.hear
     )
     groups = FirstTimes(running.kubeconfig, contender.path, {"ready": contender.is_ready})
-    pods.start()
-    groups.start()
+    with monitors, pods, groups:
+        return _timed(running, contender, operator, monitors, pods, groups, count=count)
+
+
+def _timed(
+    running: Cluster,
+    contender: Contender,
+    operator: Operator | None,
+    monitors: ScriptedMonitors,
+    pods: FirstTimes,
+    groups: FirstTimes,
+    *,
+    count: int,
+) -> dict[str, Any]:
     assert running.audit_log is not None
     log = AuditLog(running.audit_log, user=operator.user) if operator is not None else None
     idle = _usage(operator.process.pid) if operator is not None else {}
@@ -134,9 +146,6 @@ def _measured(running: Cluster, contender: Contender, operator: Operator | None,
     }
     if operator is not None and log is not None:
         found |= _cost(operator, log, idle, count=count)
-    for watch in (pods, groups):
-        watch.close()
-    monitors.close()
     return found
 
 

@@ -23,6 +23,7 @@ from first_times import Found
 
 from localkube.binaries import GoModule, ModuleFile, ensure_module
 from localkube.cluster import Cluster
+from localkube.errors import LocalkubeError
 from localkube.installation import CHART, SYSTEM_NAMESPACE
 from localkube.paths import CachePaths, cache_root
 from localkube.pki import Authority
@@ -172,7 +173,7 @@ def _start_enginehouse(cluster: Cluster, folder: Path) -> Operator:
 
 def _start_kuberay(cluster: Cluster, folder: Path) -> Operator:
     module = ensure_module(_KUBERAY, cache=CachePaths(cache_root()))
-    _define(cluster, *sorted(module.glob("crd-*.yaml")))
+    _define(cluster, *sorted(module.glob("crd-*.yaml")), served="rayclusters.ray.io")
     _make_administrator(cluster)
     ports = [f"--metrics-addr=127.0.0.1:{_free_port()}", f"--health-probe-bind-address=127.0.0.1:{_free_port()}"]
     started = _start(cluster, folder, [str(module / "kuberay-operator"), "--enable-leader-election=false", *ports])
@@ -182,7 +183,7 @@ def _start_kuberay(cluster: Cluster, folder: Path) -> Operator:
 
 def _start_lws(cluster: Cluster, folder: Path) -> Operator:
     module = ensure_module(_LWS, cache=CachePaths(cache_root()))
-    _define(cluster, module / "crds.yaml")
+    _define(cluster, module / "crds.yaml", served="leaderworkersets.leaderworkerset.x-k8s.io")
     _make_administrator(cluster)
     port = _free_port()
     authority = Authority(folder / "webhook")
@@ -218,10 +219,19 @@ def _reached(hooks: dict[str, Any], port: int, bundle: str) -> dict[str, Any]:
     return hooks
 
 
-def _define(cluster: Cluster, *files: Path) -> None:
-    arguments = [argument for file in files for argument in ("-f", str(file))]
-    cluster.kubectl("apply", "--server-side", *arguments)
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *arguments)
+def _define(cluster: Cluster, *files: Path, served: str) -> None:
+    """Install definitions, and wait until the API server serves a kind: an operator that starts before sleeps for seconds."""
+    cluster.kubectl("apply", "--server-side", *(argument for file in files for argument in ("-f", str(file))))
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            cluster.kubectl("get", served, "--all-namespaces")
+        except LocalkubeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def _make_administrator(cluster: Cluster) -> None:

@@ -21,7 +21,7 @@ _REPLICAS = "/apis/enginehouse.dev/v1alpha1/namespaces/{namespace}/enginereplica
 
 
 class ScriptedMonitors:
-    """``hear`` is told of every event of a pod, by one watch."""
+    """Work while the context lasts. ``hear`` is told of every event of a pod, by one watch."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self._requests = Requests(kubeconfig)
@@ -29,16 +29,19 @@ class ScriptedMonitors:
         self._known: set[str] = set()
         self._threads = [threading.Thread(target=self._write, daemon=True) for _ in range(_THREADS)]
         self.errors: list[str] = []
+
+    def __enter__(self) -> ScriptedMonitors:
         for thread in self._threads:
             thread.start()
+        return self
 
     def hear(self, pod: Found) -> None:
-        is_new = pod.metadata.uid not in self._known
-        if is_new and pod.metadata.owner_references and pod.status is not None and pod.status.is_true("Ready"):
+        is_member = any(owner.kind == "EngineReplica" for owner in pod.metadata.owner_references)
+        if is_member and pod.metadata.uid not in self._known and pod.status is not None and pod.status.is_true("Ready"):
             self._known.add(pod.metadata.uid)
             self._waiting.put(pod)
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
