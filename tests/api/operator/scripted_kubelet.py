@@ -29,7 +29,8 @@ def serve(_: Pod) -> str:
 
 class ScriptedKubelet:
     """Runs while the context lasts. ``fate`` may be replaced at any time: a function of the pod that gives
-    ``serve``, ``hold`` (leave it Pending), ``die``, ``refuse`` (exit code 78) or ``report`` (another plays the node).
+    ``serve``, ``hold`` (leave it Pending), ``load`` (it runs and is not ready), ``die``, ``refuse`` (exit code 78) or ``report``
+    (another plays the node).
     ``lingers`` as well: whether a pod that is being deleted drains on."""
 
     def __init__(self, api: kubernetes_client.ApiClient, namespace: str, node: str) -> None:
@@ -113,6 +114,9 @@ class ScriptedKubelet:
                 self.tell(pod)
                 self._born.add(uid)
             self._status(name, phase="Running", podIP="10.0.0.1", conditions=[{"type": "Ready", "status": "True"}])
+        elif fate == "load":
+            self.tell(pod, state="Starting", **{f"rank_{rank}": "Starting" for rank in ranks_of(pod)})
+            self._status(name, phase="Running", podIP="10.0.0.1", conditions=[{"type": "Ready", "status": "False"}])
         elif fate == "die":
             self.end(pod, exit_code=137, words=words("Signal", "killed", signal=9))
         elif fate == "refuse":
