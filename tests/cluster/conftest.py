@@ -57,6 +57,15 @@ class Space:
             story = self.kubectl("describe", "ie,ier,pods") + self.pod_logs()
             raise AssertionError(f"{name} is not {condition} after {seconds:.0f} s\n{story[-12000:]}") from error
 
+    def lives(self) -> dict[str, int]:
+        """UIDs of pods, each with how often its containers were started again."""
+
+        def restarts(status: dict[str, Any]) -> int:
+            found = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
+            return sum(container["restartCount"] for container in found)
+
+        return {pod["metadata"]["uid"]: restarts(pod["status"]) for pod in self.items("pods")}
+
     def pod_logs(self) -> str:
         """The ends of all logs, for a failure message."""
         texts = []

@@ -26,16 +26,9 @@ def test_helm_test_finds_an_operator_that_answers_and_leaves_no_pod(installation
 
 
 def test_engines_serve_while_nothing_is_installed_and_are_taken_over_as_they_are(installation: Installation, space: Any) -> None:
-    def pods() -> dict[str, int]:
-        """UIDs, each with how often its containers were started again."""
-        found = space.items("pods")
-        return {
-            pod["metadata"]["uid"]: sum(status["restartCount"] for status in pod["status"]["containerStatuses"]) for pod in found
-        }
-
     space.apply(simulated("kept"))
     space.wait("Ready", name="kept")
-    before = pods()
+    before = space.lives()
     helm(installation, "uninstall", "enginehouse", "--wait", "--timeout", "120s")
     try:
         question = {"model": MODEL, "prompt": [65] * 8, "max_tokens": 4}
@@ -45,6 +38,6 @@ def test_engines_serve_while_nothing_is_installed_and_are_taken_over_as_they_are
     space.kubectl("scale", "ie/kept", "--replicas=2")
     space.wait("Progressing=False", name="kept")
     space.wait("Ready", name="kept")
-    after = pods()
+    after = space.lives()
     assert before.items() <= after.items(), "no pod was made again"
     assert len(after) == 2
