@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,23 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def space(installation: Installation) -> Iterator[Space]:
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    installation.cluster.kubectl("create", "namespace", namespace)
-    yield Space(installation, namespace)
-    installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+def new_space() -> Callable[[Installation], AbstractContextManager[Space]]:
+    """For tests with an installation of their own."""
+
+    @contextlib.contextmanager
+    def made(installation: Installation) -> Iterator[Space]:
+        namespace = f"test-{uuid.uuid4().hex[:8]}"
+        installation.cluster.kubectl("create", "namespace", namespace)
+        yield Space(installation, namespace)
+        installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+    return made
+
+
+@pytest.fixture
+def space(installation: Installation, new_space: Callable[[Installation], AbstractContextManager[Space]]) -> Iterator[Space]:
+    with new_space(installation) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from .processes import processes_of
 from .spec import read_spec
 from .steps import report, step
 
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 _LOCK_SECONDS = 3600.0
 _KEPT_TREES = 8  # images of earlier trees: a layer of code each, unless the locks changed
 _CROWDED_BYTES = 15 * preflight.GIB
@@ -63,28 +63,28 @@ _TARGETS = {
 TARGETS = tuple(_TARGETS)
 
 
-def reference(target: str) -> str:
-    """The name of the image that the present tree makes: use it in manifests with imagePullPolicy IfNotPresent."""
+def reference(target: str, *, tree: Path = REPOSITORY) -> str:
+    """The name of the image that a tree makes: use it in manifests with imagePullPolicy IfNotPresent."""
     chosen = _TARGETS[target]
     digest = hashlib.sha256(_base_name().encode())
-    inputs = [_REPOSITORY / "Dockerfile", _REPOSITORY / chosen.lock, *_files(_REPOSITORY / chosen.code)]
+    inputs = [tree / "Dockerfile", tree / chosen.lock, *_files(tree / chosen.code)]
     for path in inputs:
-        digest.update(str(path.relative_to(_REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(str(path.relative_to(tree)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"localhost/enginehouse-{target}:{digest.hexdigest()[:12]}"
 
 
-def build_and_import(cache: CachePaths, *, targets: tuple[str, ...] = TARGETS) -> list[str]:
-    """Have the images of the present tree in the store and in running clusters; returns their names."""
+def build_and_import(cache: CachePaths, *, targets: tuple[str, ...] = TARGETS, tree: Path = REPOSITORY) -> list[str]:
+    """Have the images of a tree, the present one by default, in the store and in running clusters; returns their names."""
     preflight.check_images()
     model.ensure(cache)
-    wanted = {target: reference(target) for target in targets}
+    wanted = {target: reference(target, tree=tree) for target in targets}
     if set(wanted.values()) <= set(image_store.references(cache)) and not any(_running_nodes(cache)):
         return list(wanted.values())
     with locked(cache.locks / "images.lock", timeout_seconds=_LOCK_SECONDS, wanted="building images"):
         storage = BuildStorage(cache)
         for target, name in wanted.items():
             if name not in image_store.references(cache):
-                _build(storage, target=_TARGETS[target], name=name)
+                _build(storage, target=_TARGETS[target], name=name, tree=tree)
                 with step(f"stored {name}"):
                     image_store.add(cache, layout=storage.layout, name=name, sources=storage.unpacked(name))
             for paths, pid in _running_nodes(cache):
@@ -94,11 +94,11 @@ def build_and_import(cache: CachePaths, *, targets: tuple[str, ...] = TARGETS) -
     return list(wanted.values())
 
 
-def _build(storage: BuildStorage, *, target: Target, name: str) -> None:
+def _build(storage: BuildStorage, *, target: Target, name: str, tree: Path) -> None:
     storage.forget_mounts()
     base = _base_name()
     # Dependencies are what takes disk and minutes: noted, once built, by what they are made of.
-    ingredients = hashlib.sha256(base.encode() + (_REPOSITORY / target.lock).read_bytes()).hexdigest()[:12]
+    ingredients = hashlib.sha256(base.encode() + (tree / target.lock).read_bytes()).hexdigest()[:12]
     built = storage.cache.images / f"{target.name}-dependencies-{ingredients}"
     first = not built.exists()
     if first:
@@ -112,7 +112,7 @@ def _build(storage: BuildStorage, *, target: Target, name: str) -> None:
     if certificate:
         passed.append("--build-arg PIP_CERT")
     script = _BUILD_SCRIPT.format(
-        base=base, arguments=" ".join(passed), certificates=_CERTIFICATES, target=target.name, name=name, context=_REPOSITORY
+        base=base, arguments=" ".join(passed), certificates=_CERTIFICATES, target=target.name, name=name, context=tree
     )
     with step(f"built the {target.name} image", announce=first):
         storage.script(script, what=f"building the {target.name} image", environment=certificate)

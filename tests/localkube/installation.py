@@ -1,6 +1,7 @@
 """Enginehouse installed on a cluster, for the demo, the cluster tests and the benchmarks.
 
-The one job: have both images on a cluster and the chart installed from this tree, and offer the few commands that all three need.
+The one job: have both images on a cluster and the chart installed, of this tree or an earlier one, and offer the few commands that
+all three need.
 The invariant kept: installing twice is harmless; a cluster that KUBECONFIG names pulls its images from a registry the caller names.
 Not done here: applying engines, deciding what is right.
 """
@@ -20,8 +21,9 @@ from .errors import LocalkubeError
 from .paths import CachePaths, cache_root
 from .steps import step
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "enginehouse"
+ROOT = images.REPOSITORY
+_CHART = Path("charts", "enginehouse")
+CHART = ROOT / _CHART
 SYSTEM_NAMESPACE = "enginehouse-system"
 _HELM_SECONDS = 180.0
 
@@ -75,10 +77,10 @@ class Installation:
                 forward.terminate()
 
 
-def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[str, ...] = ()) -> Installation:
-    """Build both images unless `registry` already holds them, and install the chart. Raises LocalkubeError."""
+def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[str, ...] = (), tree: Path = ROOT) -> Installation:
+    """Build both images unless `registry` already holds them, and install the chart, or upgrade to it. Raises LocalkubeError."""
     if cluster.owned:
-        operator_image, engine_image = images.build_and_import(CachePaths(cache_root()), targets=images.TARGETS)
+        operator_image, engine_image = images.build_and_import(CachePaths(cache_root()), targets=images.TARGETS, tree=tree)
     elif registry:
         operator_image, engine_image = (f"{registry}/enginehouse-{target}:0.1.0" for target in images.TARGETS)
     else:
@@ -89,7 +91,7 @@ def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[
     repository, _, tag = operator_image.rpartition(":")
     values = (f"image.repository={repository}", f"image.tag={tag}", f"engineImage={engine_image}", *set_values)
     with step("helm install enginehouse"):
-        command = ["upgrade", "--install", "enginehouse", str(CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
+        command = ["upgrade", "--install", "enginehouse", str(tree / _CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
         command += ["--wait", "--timeout", f"{_HELM_SECONDS:.0f}s"]
         command += [argument for value in values for argument in ("--set-string", value)]
         cluster.helm(*command, timeout_seconds=_HELM_SECONDS + 30)

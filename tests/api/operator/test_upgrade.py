@@ -1,7 +1,7 @@
 """helm upgrade from a chart whose CRD lacks a defaulted field, and back, under a running operator: no replica ends, no pod changes.
 
 The one job: the two schemas on a control plane that no other test uses, since definitions are everybody's.
-Not done here: other images of the operator (`test_rest.py`); what else a release lives through (`tests/charts/test_release.py`).
+Not done here: other images (`test_rest.py`, `tests/cluster/test_upgrade.py`); the rest of it (`tests/charts/test_release.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 from operator_process import Zygote
@@ -21,7 +20,7 @@ from scripted_kubelet import ScriptedKubelet
 from scripted_node import ScriptedNode
 from stage import Stage
 
-import crd_schema
+import earlier_tree
 from chart_values import CHART
 from localkube import cluster
 
@@ -55,13 +54,8 @@ def stage(fresh: cluster.Cluster) -> Iterator[Stage]:
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     """The chart as it was before the field came."""
-    chart = tmp_path / "enginehouse"
-    shutil.copytree(CHART, chart)
-    path = chart / "files" / "crds" / "inferenceengines.yaml"
-    definition = yaml.safe_load(path.read_text())
-    del crd_schema.schema(definition)["properties"]["spec"]["properties"][FIELD]
-    path.write_text(yaml.safe_dump(definition, sort_keys=False))
-    return chart
+    shutil.copytree(CHART, tmp_path / "enginehouse")
+    return earlier_tree.without(FIELD, chart=tmp_path / "enginehouse")
 
 
 def pods(stage: Stage) -> dict[str, str]:

@@ -27,6 +27,8 @@ def test_a_change_passes_what_everybody_runs_with_the_cache_of_everybody() -> No
     (cache,) = (step["with"] for step in steps("ci") if step.get("uses", "").startswith("actions/cache@"))
     assert cache["path"] == "~/.cache/enginehouse"
     assert {"pull_request", "push"} <= WORKFLOWS["ci"]["on"].keys()
+    (checkout,) = (step["with"] for step in steps("ci") if step.get("uses", "").startswith("actions/checkout@"))
+    assert checkout["fetch-depth"] == "0", "earlier commits are there to upgrade from"
 
 
 def test_a_release_passes_the_same_first_and_is_made_by_tags_alone() -> None:
