@@ -40,11 +40,20 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """Services, disruption budget and rights: whatever has the names that they have, of any owner."""
 
 
+class _Packed(msgspec.Struct, frozen=True):
+    """An object as bytes, a tenth of the memory of its dictionaries. ``causes``: of an engine, what others change."""
+
+    kind: str
+    version: str
+    causes: bytes
+    content: bytes
+
+
 class _Held:
     """One engine's objects by UID, and since when all of them are known."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, Raw] = {}
+        self.objects: dict[str, _Packed] = {}
         self.read_at: datetime | None = None
         self.heard: set[str] = set()
         """UIDs that were heard of since a read began."""
@@ -75,9 +84,10 @@ class Cache:
         if held is None:
             return key
         before = held.objects.get(uid)
-        if event is None or (raw["kind"] == names.ENGINE_KIND and _is_changed(before, raw)):
+        is_engine = raw["kind"] == names.ENGINE_KIND
+        if event is None or (is_engine and (before is None or before.causes != _causes(raw))):
             self.doubt(key)
-        elif before is not None and before["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+        elif before is not None and before.version == metadata["resourceVersion"]:
             return None  # an echo of our own write
         self._take(key, raw)
         return key
@@ -138,8 +148,8 @@ class Cache:
         uid, held = raw["metadata"]["uid"], self._held[key]
         held.heard.add(uid)
         before = held.objects.get(uid)
-        if uid not in self._gone and (before is None or _is_newer(raw, before)):
-            held.objects[uid] = _lean(raw)
+        if uid not in self._gone and (before is None or _is_newer(raw, before.version)):
+            held.objects[uid] = _packed(raw)
             self._keys[uid] = key
 
     def _forget(self, key: Key) -> None:
@@ -155,14 +165,20 @@ def _key(raw: Raw) -> Key | None:
     return None if engine is None else (metadata["namespace"], engine)
 
 
-def _is_changed(before: Raw | None, after: Raw) -> bool:
-    return before is None or any(before["metadata"].get(cause) != after["metadata"].get(cause) for cause in _CAUSES)
+def _causes(raw: Raw) -> bytes:
+    found = [raw["metadata"].get(cause) for cause in _CAUSES] if raw["kind"] == names.ENGINE_KIND else []
+    return msgspec.msgpack.encode(found, order="deterministic")
 
 
-def _is_newer(raw: Raw, before: Raw) -> bool:
+def _is_newer(raw: Raw, before: str) -> bool:
     """Kubernetes' own clients compare versions of one object as numbers, too. What is no number is news."""
-    versions = [found["metadata"].get("resourceVersion", "") for found in (raw, before)]
-    return not all(version.isdigit() for version in versions) or int(versions[0]) >= int(versions[1])
+    version = raw["metadata"].get("resourceVersion", "")
+    return not (version.isdigit() and before.isdigit()) or int(version) >= int(before)
+
+
+def _packed(raw: Raw) -> _Packed:
+    version = raw["metadata"].get("resourceVersion", "")
+    return _Packed(raw["kind"], version, _causes(raw), msgspec.msgpack.encode(_lean(raw)))
 
 
 def _lean(raw: Raw) -> Raw:
@@ -177,13 +193,8 @@ def _managers(raw: Raw) -> Iterable[Raw]:
 
 
 def _world(held: _Held) -> World | None:
-    objects = list(held.objects.values())
-    engine = next((raw for raw in objects if raw["kind"] == names.ENGINE_KIND), None)
-    if engine is None:
-        return None
-    return World(
-        engine=engine,
-        replicas=tuple(raw for raw in objects if raw["kind"] == names.REPLICA_KIND),
-        pods=tuple(raw for raw in objects if raw["kind"] == "Pod"),
-        others=tuple(raw for raw in objects if raw["kind"] not in (names.ENGINE_KIND, names.REPLICA_KIND, "Pod")),
-    )
+    found: dict[str, list[Raw]] = {kind: [] for kind in (names.ENGINE_KIND, names.REPLICA_KIND, "Pod", "")}
+    for packed in held.objects.values():
+        found.get(packed.kind, found[""]).append(msgspec.msgpack.decode(packed.content))
+    engines, replicas, pods, others = (tuple(objects) for objects in found.values())
+    return World(engine=engines[0], replicas=replicas, pods=pods, others=others) if engines else None
