@@ -141,6 +141,8 @@ def test_a_pod_deleted_by_hand_while_the_operator_is_down(stage: Stage, grace: i
     operator = stage.operator()
     stage.apply(**SPREAD)
     stage.until_condition("Ready", "True")
+    # The leader tells all ranks; a member without a row has never been there.
+    stage.until(lambda: len(stage.replicas()[0]["status"]["members"]) == 2, saying="each member has its row")
     operator.kill()
     victim = next(pod for pod in stage.pods() if pod["metadata"]["labels"]["enginehouse.dev/role"] == "worker")["metadata"]
     stage._core.delete_namespaced_pod(victim["name"], stage.namespace, grace_period_seconds=grace)
