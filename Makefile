@@ -35,6 +35,8 @@ test: check built ## everything that needs no GPU: unit, contract, real apiserve
 
 proof: check built ## the long matrices, soaks and version sweeps
 	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m api --kubernetes 1.35 tests/api tests/charts
+	$(PYTEST) -m api --kubernetes 1.36 tests/api tests/charts
 
 demo: setup     ## a Kubernetes, the operator, a model, an answer
 	$(RUN) examples/demo.py up

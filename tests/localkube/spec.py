@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from .binaries import KUBERNETES
 from .network import Network
 from .paths import CachePaths, ClusterPaths
 
@@ -27,6 +28,7 @@ class ClusterSpec:
     fake_nodes: int = 0
     fake_gpus: int = 8
     stock_limits: bool = False  # on the controller manager's and the scheduler's own requests, as Kubernetes comes
+    kubernetes: str = KUBERNETES
 
     @property
     def network(self) -> Network:

@@ -20,8 +20,9 @@ NODES, GPUS = 2, 4
 
 
 @pytest.fixture(scope="module")
-def gpu_cluster() -> Iterator[cluster.Cluster]:
-    started = cluster.start("gpus", control_plane_only=True, fake_nodes=NODES, fake_gpus=GPUS)
+def gpu_cluster(kubernetes_version: str) -> Iterator[cluster.Cluster]:
+    name = f"gpus{kubernetes_version.replace('.', '')}"
+    started = cluster.start(name, control_plane_only=True, fake_nodes=NODES, fake_gpus=GPUS, kubernetes=kubernetes_version)
     crds = str(Path(__file__).parents[3] / "crds")
     started.kubectl("apply", "-f", crds)
     started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crds)

@@ -30,8 +30,9 @@ FIELD, DEFAULT = "hang", {"stallSeconds": 120}
 
 
 @pytest.fixture
-def fresh() -> Iterator[cluster.Cluster]:
-    started = cluster.start(f"upg{os.getpid()}", control_plane_only=True, controller_manager=True)
+def fresh(kubernetes_version: str) -> Iterator[cluster.Cluster]:
+    name = f"upg{os.getpid()}"
+    started = cluster.start(name, control_plane_only=True, controller_manager=True, kubernetes=kubernetes_version)
     yield started
     started.stop()
 
