@@ -23,17 +23,22 @@ sys.exit(main())
 DEADLINE_SECONDS = 60
 
 
+def environment(cluster: Cluster, folder: Path) -> dict[str, str]:
+    """``folder`` is the only one on the PATH besides kubectl's and the system's, and the home."""
+    script = folder / "kubectl-enginehouse"
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    path = os.pathsep.join([str(folder), str(cluster.binaries), os.defpath])
+    return {"PATH": path, "KUBECONFIG": str(cluster.kubeconfig), "HOME": str(folder)}
+
+
 class Plugin:
-    """For one namespace; ``folder`` is the only one on the PATH besides kubectl's and the system's, and the home."""
+    """For one namespace."""
 
     def __init__(self, cluster: Cluster, namespace: str, folder: Path) -> None:
-        script = folder / "kubectl-enginehouse"
-        script.write_text(SCRIPT)
-        script.chmod(0o755)
         self._kubectl = str(cluster.binaries / "kubectl")
         self._namespace = namespace
-        path = os.pathsep.join([str(folder), str(cluster.binaries), os.defpath])
-        self._environment = {"PATH": path, "KUBECONFIG": str(cluster.kubeconfig), "HOME": str(folder)}
+        self._environment = environment(cluster, folder)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """To its end."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+import page_blocks
 from enginehouse_operator import names
 from localkube import cluster
 
@@ -75,6 +76,15 @@ def test_a_name_that_is_not_exported_would_be_found() -> None:
     assert "enginehouse_operator_passes" not in SERIES
     assert {"enginehouse_requests_waiting", "enginehouse_death_to_status_seconds_bucket"} <= SERIES.keys()
     assert SERIES["enginehouse_failures_total"] == {"class"}
+
+
+def test_what_pages_configure_elsewhere_names_ports_labels_and_series_that_exist() -> None:
+    text = "\n".join(block.content for block in page_blocks.blocks("yaml") if "apiVersion" not in block.content)
+    labels = {re.sub(r"\W", "_", label) for label in (names.LABEL_ROLE, names.LABEL_ENGINE, names.LABEL_REPLICA)}
+    assert set(re.findall(r"__meta_kubernetes_pod_label_(\w+)", text)) == labels
+    assert set(re.findall(r"port_name\], action: keep, regex: (\w+)", text)) == {"metrics", names.HTTP_PORT_NAME}
+    assert re.findall(r"dev_role\], action: keep, regex: (\w+)", text) == [names.LEADER]
+    assert set(re.findall(r": (enginehouse_\w+)", text)) <= SERIES.keys()
 
 
 def test_variables_of_the_dashboard_ask_for_labels_that_exist() -> None:

@@ -1,43 +1,30 @@
-"""What pages promise: each is linked, what they prove has a test, and their manifests and commands name what exists."""
+"""What pages promise: each is linked, what they prove has a test, and their manifests and commands name what exists.
+
+Not done here: applying manifests (`tests/api/test_examples.py`) and running commands (`tests/cluster/test_pages.py`).
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import chart_values
 import crd_schema
+import page_blocks
 from enginehouse_operator import names, spec_rules
 from enginehouse_operator.wanted.metadata import Owner
 from enginehouse_operator.wanted.pods import Images, pod
-from localkube import binaries
+from localkube import binaries, cluster, images
+from page_blocks import DOCS, ROOT, documents
 
-ROOT = Path(__file__).parents[3]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "charts" / "enginehouse" / "README.md", *sorted(DOCS.rglob("*.md"))]
 ENGINE = crd_schema.schema(crd_schema.kinds()["InferenceEngine"])
 OWN_FIELDS = {field.path for field in crd_schema.fields(ENGINE)}
 NOT_OURS = ("spec.template.", "spec.resources.limits.", "spec.resources.requests.")
 """What pods hold, and names of resources."""
-
-
-def blocks(language: str) -> Iterator[tuple[str, str]]:
-    """Page and content of each code block."""
-    for page in PAGES:
-        for content in re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            yield str(page.relative_to(ROOT)), content
-
-
-def documents() -> Iterator[tuple[str, dict[str, Any]]]:
-    for page, content in blocks("yaml"):
-        for number, document in enumerate(yaml.safe_load_all(content)):
-            yield f"{page}-{number}", document
 
 
 MANIFESTS = [(page, document) for page, document in documents() if document.get("kind") == "InferenceEngine"]
@@ -90,15 +77,29 @@ def test_commands_in_pages_name_what_exists() -> None:
     values = {value.name for value in chart_values.values()}
     verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wrong = []
-    for page, content in blocks("console"):
-        for command in re.findall(r"^\$ (.*(?:\\\n.*)*)$", content, re.MULTILINE):
-            named_files = re.findall(r"(?:-f|--filename) ((?:examples|crds|charts)/\S+|crds/)", command)
-            wrong += [f"{page}: {path}" for path in named_files if not (ROOT / path).exists()]
-            named_values = re.findall(r"--set ([A-Za-z.]+)=", command)
-            foreign = [name for name in named_values if name not in values and not name.startswith("monitoring.labels.")]
-            wrong += [f"{page}: --set {name}" for name in foreign]
-            wrong += [f"{page}: make {verb}" for verb in re.findall(r"^make ([a-z-]+)", command) if verb not in verbs]
+    for command in page_blocks.commands():
+        page, text = command.page, command.text
+        named_files = re.findall(r"(?:-f|--filename) ((?:examples|crds|charts)/\S+|crds/)", text)
+        wrong += [f"{page}: {path}" for path in named_files if not (ROOT / path).exists()]
+        named_values = re.findall(r"--set ([A-Za-z.]+)=", text)
+        foreign = [name for name in named_values if name not in values and not name.startswith("monitoring.labels.")]
+        wrong += [f"{page}: --set {name}" for name in foreign]
+        wrong += [f"{page}: make {verb}" for verb in re.findall(r"^make ([a-z-]+)", text) if verb not in verbs]
     assert wrong == []
+
+
+def test_every_block_has_a_language_that_a_test_reads() -> None:
+    assert {block.language for block in page_blocks.blocks()} == {"console", "yaml", "json", "python", "text"}
+    opened = sum(len(re.findall(r"^ *```\S", page.read_text(), re.MULTILINE)) for page in page_blocks.PAGES)
+    assert len(list(page_blocks.blocks())) == opened, "one is not closed, or says more than its language"
+
+
+def test_python_in_a_page_names_what_localkube_has() -> None:
+    has = {"c": {*dir(cluster.Cluster), *cluster.Cluster.__dataclass_fields__}, "cluster": dir(cluster), "images": dir(images)}
+    for block in page_blocks.blocks("python"):
+        used = [node for node in ast.walk(ast.parse(block.content)) if isinstance(node, ast.Attribute)]
+        assert used
+        assert [ast.unparse(node) for node in used if node.attr not in has[ast.unparse(node.value)]] == []
 
 
 def proofs() -> Iterator[tuple[str, list[str], list[str]]]:

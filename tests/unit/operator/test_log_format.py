@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+import page_blocks
 from enginehouse_operator import log_format
 
 
@@ -32,6 +33,15 @@ def test_json_has_time_level_logger_and_message_and_what_the_record_is_about_and
         "time": "2026-01-01T00:00:00.250Z", "level": "warning", "logger": "enginehouse.operator", "message": "e-0 is made",
         "engine": "n/e", "object": "e-0", "reason": "ScaleUp",
     }  # fmt: skip
+
+
+def test_the_record_that_the_page_shows_is_written_so() -> None:
+    (block,) = (block for block in page_blocks.blocks("json") if block.page == "docs/observability.md")
+    shown = json.loads(block.content)
+    about = {key: shown[key] for key in ("engine", "object", "reason")}
+    written = record("%s", shown["message"], **about)
+    written.levelno, written.levelname = logging.INFO, "INFO"
+    assert log_format.formatter("json").format(written) == block.content.strip()
 
 
 @pytest.mark.parametrize("words", ["one\ntwo", 'a "quoted" \\ word', "Größe \u2028 \x00"])
