@@ -44,7 +44,7 @@ demo: setup     ## a Kubernetes, the operator, a model, an answer
 demo-down: setup ## remove everything the demo made, but the caches
 	$(RUN) examples/demo.py down
 
-bench: setup    ## figures beside a peer: make bench NAME=engine (or apply, death, executor, queue, refusal)
+bench: setup    ## figures beside a peer: make bench NAME=engine (or apply, death, executor, queue, refusal, scale)
 	$(RUN) tests/bench/$(patsubst queue,message_queue,$(NAME)).py # a file queue.py would stand before the standard library's
 
 images: setup   ## build both images
