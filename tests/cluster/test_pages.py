@@ -26,7 +26,7 @@ import kubectl_plugin
 import page_blocks
 from killed_engine import simulated
 from localkube import model
-from localkube.binaries import KUBERNETES_VERSION
+from localkube.binaries import KUBERNETES, KUBERNETES_VERSIONS
 from localkube.installation import SYSTEM_NAMESPACE, Installation, install
 from localkube.paths import CachePaths, cache_root
 from page_blocks import Command
@@ -69,7 +69,9 @@ MONITORING = f"""helm upgrade enginehouse charts/enginehouse --namespace engineh
     --set monitoring.labels.release=prometheus"""
 INSTEAD = {
     # The Prometheus Operator's kinds are not on this cluster.
-    MONITORING: MONITORING.replace("helm upgrade", f"helm template --kube-version {KUBERNETES_VERSION}").replace(REUSE, ""),
+    MONITORING: MONITORING.replace("helm upgrade", f"helm template --kube-version {KUBERNETES_VERSIONS[KUBERNETES]}").replace(
+        REUSE, ""
+    ),
     # Without an end; a reader sees in it what this waits for.
     "kubectl get ie smollm2 --watch": "kubectl wait --for=jsonpath={.status.lastFailure.signal}=9 ie/smollm2 --timeout=60s",
     # Nothing here was started twice.
