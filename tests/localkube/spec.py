@@ -60,8 +60,11 @@ class ClusterSpec:
 
 
 def read_spec(paths: ClusterPaths) -> ClusterSpec | None:
-    """The stored description, or None when there is none (or a start died while writing it)."""
+    """The stored description, or None when there is none (or a start died while writing it). Another version of this tree, which
+    shares the cache, may have stored more."""
+    known = {field.name for field in dataclasses.fields(ClusterSpec)}
     try:
-        return ClusterSpec(**json.loads(paths.spec.read_text()))
+        stored = json.loads(paths.spec.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return ClusterSpec(**{name: value for name, value in stored.items() if name in known})
