@@ -94,11 +94,11 @@ class Actor:
         return outcome
 
     async def _one(self, step: AnyStep, engine: Engine, replicas: dict[str, Replica]) -> None:
-        found = await self._asked(step, engine, replicas)
+        key, found = (engine.namespace, engine.name), await self._asked(step, engine, replicas)
         if found is not None:
-            self._cache.wrote((engine.namespace, engine.name), found)
+            self._cache.wrote(key, found)
         elif isinstance(step, DeleteReplica | DeleteMember):
-            self._cache.removed(step.uid)
+            self._cache.removed(key, step.uid)
 
     async def _asked(self, step: AnyStep, engine: Engine, replicas: dict[str, Replica]) -> dict[str, Any] | None:
         """The object as it is then."""

@@ -1,7 +1,8 @@
 """What passes decide on: each engine's objects as the watches brought them and as our own writes left them.
 
-Invariants: of two versions of an object the newer one is held, and what is gone does not come back; an engine of which something
-may have been missed (a listing, a refusal, a changed spec, ten minutes) is not told before it was read from the API server again.
+Invariants: of two versions of an object the newer one is held, and what is gone does not come back, but a read outranks both; an
+engine of which something may have been missed (a listing, a refusal, a changed spec, a pod that vanished, ten minutes) is not told
+before it was read from the API server again.
 Our own writes are held as soon as they are answered, so that no pass decides without them; those of others come with the watches.
 Does not read (``read.py``), does not interpret: objects are plain dictionaries, less what nobody looks at.
 """
@@ -45,6 +46,7 @@ class _Packed(msgspec.Struct, frozen=True):
 
     kind: str
     version: str
+    is_leaving: bool
     causes: bytes
     content: bytes
 
@@ -68,44 +70,47 @@ class Cache:
         self._keys: dict[str, Key] = {}
         """Engine by UID of an object."""
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._listing: dict[str, bool] = {}
+        """Whether the last event of a kind came from a listing."""
 
-    def heard(self, event: str | None, raw: Raw) -> Key | None:
-        """An event of a watch (``None``: it was found by a listing); whose pass it wants, if it is news."""
-        metadata = raw["metadata"]
-        uid, key = metadata["uid"], _key(raw) or self._keys.get(metadata["uid"])
+    def heard(self, event: str | None, raw: Raw) -> set[Key]:
+        """An event of a watch (``None``: it was found by a listing); whose passes it wants, if it is news."""
+        metadata, is_engine = raw["metadata"], raw["kind"] == names.ENGINE_KIND
+        uid, key, was = metadata["uid"], _key(raw), self._keys.get(metadata["uid"])
+        woken = self._doubted_by_listing(event, raw["kind"])
+        if was is not None and was != key:  # somebody has taken its label, or given it another
+            self._drop(was, uid)
+            self.doubt(was)
+            woken.add(was)
         if key is None:
-            return None
+            return woken
         held = self._held.get(key)
-        if event == "DELETED" or _key(raw) is None:  # or it is not the engine's any more: nobody else looks at its labels
-            self.removed(uid)
-            if raw["kind"] == names.ENGINE_KIND:
+        before = held.objects.get(uid) if held is not None else None
+        if event == "DELETED":
+            if before is not None and before.kind == "Pod" and not before.is_leaving:
+                self.doubt(key)  # nobody announced it: its last row may have been written and not have come yet
+            self.removed(key, uid)
+            if is_engine:
                 self._forget(key)
-            return key
-        if held is None:
-            return key
-        before = held.objects.get(uid)
-        is_engine = raw["kind"] == names.ENGINE_KIND
-        if event is None or (is_engine and (before is None or before.causes != _causes(raw))):
-            self.doubt(key)
-        elif before is not None and before.version == metadata["resourceVersion"]:
-            return None  # an echo of our own write
-        self._take(key, raw)
-        return key
+        elif held is not None:
+            if event is None or (is_engine and (before is None or before.causes != _causes(raw))):
+                self.doubt(key)
+            elif before is not None and before.version == metadata["resourceVersion"]:
+                return woken  # an echo of our own write
+            self._take(key, raw)
+        return woken | {key}
 
     def wrote(self, key: Key, raw: Raw) -> None:
         """The answer to a write."""
         if key in self._held:
             self._take(key, raw)
 
-    def removed(self, uid: str) -> None:
-        """It is gone for good."""
+    def removed(self, key: Key, uid: str) -> None:
+        """It is gone for good, unless a later read finds it."""
         self._gone[uid] = None
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
-        held = self._held.get(self._keys.pop(uid, ("", "")))
-        if held is not None:
-            held.objects.pop(uid, None)
-            held.heard.add(uid)
+        self._drop(key, uid)
 
     def doubt(self, key: Key) -> None:
         """Something may have been missed: the next pass reads."""
@@ -116,10 +121,18 @@ class Cache:
 
     def world(self, key: Key, *, now: datetime) -> World | None:
         """None: it has to be read."""
+        return _world(self._held[key]) if self.trusted_seconds(key, now=now) > 0.0 else None
+
+    def trusted_seconds(self, key: Key, *, now: datetime) -> float:
+        """For how long it need not be read again."""
         held = self._held.get(key)
-        if held is None or held.read_at is None or now - held.read_at >= TRUSTED:
-            return None
-        return _world(held)
+        if held is None or held.read_at is None or held.read_at > now:  # or the clock was set back
+            return 0.0
+        return max(0.0, (TRUSTED - (now - held.read_at)).total_seconds())
+
+    def knows(self, key: Key) -> bool:
+        """Whether it was read before, or something of it written."""
+        return key in self._held
 
     def begin_read(self, key: Key) -> int:
         """What is heard from now on is newer than what is read. Gives a number for :meth:`hold`."""
@@ -133,24 +146,47 @@ class Cache:
         if read is None or held is None:
             self._forget(key)
             return read
-        found = (read.engine, *read.replicas, *read.pods, *read.others)
-        kept = {raw["metadata"]["uid"] for raw in found} | held.heard
-        for uid in [uid for uid in held.objects if uid not in kept]:
-            self._keys.pop(uid, None)
-            del held.objects[uid]
-        for raw in found:
-            self._take(key, raw)
+        found = {raw["metadata"]["uid"]: raw for raw in (read.engine, *read.replicas, *read.pods, *read.others)}
+        for uid in [uid for uid in held.objects if uid not in found and uid not in held.heard]:
+            self._drop(key, uid)
+        for uid, raw in found.items():
+            if uid in held.heard:
+                self._take(key, raw)
+            else:  # nothing outranks a read but what came since it began
+                self._gone.pop(uid, None)
+                self._store(key, raw)
         held.heard.clear()
         held.read_at = now if held.doubts == began else None
         return _world(held)
+
+    def _doubted_by_listing(self, event: str | None, kind: str) -> set[Key]:
+        """A listing names what there is. Whatever was held may have gone without a word, so all of it is read again."""
+        begins = event is None and not self._listing.get(kind)
+        self._listing[kind] = event is None
+        if not begins:
+            return set()
+        for key in self._held:
+            self.doubt(key)
+        return set(self._held)
 
     def _take(self, key: Key, raw: Raw) -> None:
         uid, held = raw["metadata"]["uid"], self._held[key]
         held.heard.add(uid)
         before = held.objects.get(uid)
         if uid not in self._gone and (before is None or _is_newer(raw, before.version)):
-            held.objects[uid] = _packed(raw)
-            self._keys[uid] = key
+            self._store(key, raw)
+
+    def _store(self, key: Key, raw: Raw) -> None:
+        uid = raw["metadata"]["uid"]
+        self._held[key].objects[uid] = _packed(raw)
+        self._keys[uid] = key
+
+    def _drop(self, key: Key, uid: str) -> None:
+        self._keys.pop(uid, None)
+        held = self._held.get(key)
+        if held is not None:
+            held.objects.pop(uid, None)
+            held.heard.add(uid)
 
     def _forget(self, key: Key) -> None:
         held = self._held.pop(key, None)
@@ -177,8 +213,14 @@ def _is_newer(raw: Raw, before: str) -> bool:
 
 
 def _packed(raw: Raw) -> _Packed:
-    version = raw["metadata"].get("resourceVersion", "")
-    return _Packed(raw["kind"], version, _causes(raw), msgspec.msgpack.encode(_lean(raw)))
+    metadata = raw["metadata"]
+    return _Packed(
+        raw["kind"],
+        metadata.get("resourceVersion", ""),
+        is_leaving="deletionTimestamp" in metadata,
+        causes=_causes(raw),
+        content=msgspec.msgpack.encode(_lean(raw)),
+    )
 
 
 def _lean(raw: Raw) -> Raw:

@@ -123,7 +123,7 @@ async def configure() -> transport.Configuration:
             raise NoCluster(f"{words}: {error}") from error
     # Once, and not before each request; that would look for passwords too.
     server = urlsplit(found.host)
-    if found.proxy is None and not proxy_bypass(server.netloc):
+    if found.proxy is None and not proxy_bypass(server.hostname or ""):
         found.proxy = getproxies().get(server.scheme)
     found.client_session_kwargs = {"trust_env": False}
     return found

@@ -1,7 +1,7 @@
 """The engine and everything that was made for it, live from the API server.
 
-Invariant: quorum reads. An engine that has neither replicas nor conditions never had any, and so no pods and no rights; of any
-other rights are asked for also while there is no replica: those of one that somebody deleted may be on their way out.
+Invariant: quorum reads. A new engine that has neither replicas nor conditions has no pods and no rights either; of any other
+rights are asked for also while there is no replica: those of one that somebody deleted may be on their way out.
 Does not keep (``cache.py``) and does not interpret (``observe.py``).
 """
 
@@ -28,8 +28,8 @@ from .kubernetes_client import (
 Raw = dict[str, Any]
 
 
-async def read(client: KubernetesClient, namespace: str, name: str) -> World | None:
-    """None when there is no such engine. Raises ApiError."""
+async def read(client: KubernetesClient, namespace: str, name: str, *, is_new: bool = False) -> World | None:
+    """None when there is no such engine. ``is_new``: nothing was seen or made of it yet. Raises ApiError."""
     engine, replicas, *shared = await asyncio.gather(
         client.get(ENGINES, namespace, name),
         _listed(client, REPLICAS, names.REPLICA_KIND, namespace, name),
@@ -40,7 +40,7 @@ async def read(client: KubernetesClient, namespace: str, name: str) -> World | N
     if engine is None:
         return None
     found = [raw for raw in shared if raw is not None]
-    if not replicas and not (engine.get("status") or {}).get("conditions"):
+    if is_new and not replicas and not (engine.get("status") or {}).get("conditions"):
         return World(engine=engine, others=tuple(found))
     # Replicas before pods: a row that is seen then belongs to a pod that existed, so its absence from the later list is a loss.
     pods, *rights = await asyncio.gather(

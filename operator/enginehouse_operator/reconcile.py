@@ -33,8 +33,6 @@ from .wanted.pods import claims
 from .wanted.rights import rights
 from .wanted.services import endpoint, services
 
-RESYNC_SECONDS: Final = 600.0
-"""A settled engine is looked at again after so long: what no watch told is put right then."""
 NEWS_SECONDS: Final = 1800.0
 """A death is no news after so long. An Event lives longer, an hour, and refuses its double until then."""
 HELD_SECONDS: Final = 15.0
@@ -59,7 +57,7 @@ class Reconciler:
             return Again(after_seconds=None)
         engine, now = observe.engine(world.engine), self._clock()
         if engine.is_deleting:
-            return Again(after_seconds=RESYNC_SECONDS)
+            return Again(after_seconds=None)
         replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
         leaving = tuple(step for replica in replicas for step in leave_service(replica))
         outcome = await self._actor.act(leaving, engine=engine, world=world, replicas=replicas)
@@ -78,12 +76,14 @@ class Reconciler:
         is_stale = await self._write_replicas(world, left, outcome.problems, now)
         is_stale |= await self._write_engine(world, engine, spec, replicas, plan, found, now)
         refused = bool(outcome.problems) or outcome.is_stale or is_stale
-        return _again(plan, acted=outcome.acted, refused=refused, held=bool(held or taken))
+        trusted = self._cache.trusted_seconds((namespace, name), now=now)
+        return _again(plan, acted=outcome.acted, refused=refused, longest=HELD_SECONDS if held or taken else max(trusted, 1.0))
 
     async def _read(self, namespace: str, name: str) -> World | None:
         key = (namespace, name)
-        began = self._cache.begin_read(key)
-        return self._cache.hold(key, await read(self._client, namespace, name), began=began, now=self._clock())
+        is_new, began = not self._cache.knows(key), self._cache.begin_read(key)
+        found = await read(self._client, namespace, name, is_new=is_new)
+        return self._cache.hold(key, found, began=began, now=self._clock())
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime
@@ -217,9 +217,8 @@ def _news(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str,
     return told
 
 
-def _again(plan: EnginePlan, *, acted: int, refused: bool, held: bool) -> Again:
+def _again(plan: EnginePlan, *, acted: int, refused: bool, longest: float) -> Again:
     if refused or acted:
         return Again(after_seconds=0.0, failed=refused)  # until a pass finds nothing to do, whatever the watches tell
-    longest = HELD_SECONDS if held else RESYNC_SECONDS
     wait = plan.look_again_seconds
     return Again(after_seconds=min(max(wait, 0.0), longest) if wait is not None else longest)

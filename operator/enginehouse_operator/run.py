@@ -40,9 +40,8 @@ async def run(flags: Flags, client: KubernetesClient) -> None:
     queue = KeyedQueue(guarded(reconciler, cache), workers=flags.workers)
 
     def hear(event: str | None, raw: dict[str, Any]) -> None:
-        key = cache.heard(event, raw)
-        if key is not None:
-            is_first_visit = event is None or (event == "ADDED" and raw["kind"] == names.ENGINE_KIND)
+        is_first_visit = event is None or (event == "ADDED" and raw["kind"] == names.ENGINE_KIND)
+        for key in cache.heard(event, raw):
             queue.add(key, can_wait=is_first_visit)
 
     async with contextlib.AsyncExitStack() as servers:

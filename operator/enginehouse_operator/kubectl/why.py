@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from enginehouse_operator import observe
+from enginehouse_operator import observe, reasons
 from enginehouse_operator.endings import record_of
 from enginehouse_operator.failures import POLICIES, Failure
+from enginehouse_operator.problems import what_starts
 from enginehouse_operator.ranks import DEAD, RESTARTING
 from enginehouse_operator.seen import Member, Replica
 
@@ -138,6 +139,8 @@ def _evidence(engine: Raw, record: Failure) -> str:
 
 def _of_replicas(wanting: Iterable[Replica]) -> Iterable[Finding]:
     for replica in wanting:
+        if not replica.conditions:
+            yield _finding(reasons.STARTING, f"enginereplica/{replica.name}", what_starts(replica))
         for condition in replica.conditions:
             if condition["type"] == "Ready" and condition["status"] == "False":
                 yield _finding(condition["reason"], f"enginereplica/{replica.name}", condition.get("message", ""))

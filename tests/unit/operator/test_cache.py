@@ -38,6 +38,18 @@ def cache() -> Cache:
     return found
 
 
+def read_again(cache: Cache, *objects: dict[str, Any]) -> None:
+    """What the API server has now."""
+    cache.hold(KEY, World(engine=ENGINE, pods=objects), began=cache.begin_read(KEY), now=NOW)
+
+
+def leaving(cache: Cache, *, version: int) -> None:
+    """Somebody has asked the pod to stop."""
+    stopping = pod(version=version)
+    stopping["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    cache.wrote(KEY, stopping)
+
+
 def pods(cache: Cache) -> dict[str, str]:
     """Versions by UID."""
     world = cache.world(KEY, now=NOW)
@@ -47,27 +59,28 @@ def pods(cache: Cache) -> dict[str, str]:
 
 def test_an_engine_is_read_before_anything_is_told_of_it() -> None:
     cache = Cache()
-    assert cache.heard("ADDED", ENGINE) == KEY
+    assert cache.heard("ADDED", ENGINE) == {KEY}
     assert cache.world(KEY, now=NOW) is None
 
 
 def test_what_a_watch_brings_is_told_and_wants_a_pass(cache: Cache) -> None:
-    assert cache.heard("ADDED", pod("p2", version=6)) == KEY
-    assert cache.heard("MODIFIED", pod(version=7)) == KEY
+    assert cache.heard("ADDED", pod("p2", version=6)) == {KEY}
+    assert cache.heard("MODIFIED", pod(version=7)) == {KEY}
     assert pods(cache) == {"p1": "7", "p2": "6"}
-    assert cache.heard("DELETED", pod(version=8)) == KEY
+    leaving(cache, version=8)
+    assert cache.heard("DELETED", pod(version=9)) == {KEY}
     assert pods(cache) == {"p2": "6"}
 
 
 def test_the_echo_of_an_own_write_is_no_news_and_an_older_event_takes_nothing_back(cache: Cache) -> None:
     cache.wrote(KEY, pod(version=9))
-    assert cache.heard("MODIFIED", pod(version=9)) is None
+    assert cache.heard("MODIFIED", pod(version=9)) == set()
     cache.heard("MODIFIED", pod(version=8))
     assert pods(cache) == {"p1": "9"}
 
 
 def test_what_is_gone_does_not_come_back_with_a_late_answer_or_event(cache: Cache) -> None:
-    cache.removed("p1")
+    cache.removed(KEY, "p1")
     cache.wrote(KEY, pod(version=10))
     cache.heard("MODIFIED", pod(version=11))
     assert pods(cache) == {}
@@ -76,15 +89,50 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer_or_event(cache: Cach
 def test_a_deleted_pod_takes_its_successor_of_the_same_name_not_with_it(cache: Cache) -> None:
     again = pod("p2", version=6)
     again["metadata"]["name"] = "p1"
+    leaving(cache, version=5)
     cache.heard("ADDED", again)
     cache.heard("DELETED", pod(version=7))
     assert pods(cache) == {"p2": "6"}
 
 
-def test_what_loses_its_label_is_not_the_engines_any_more(cache: Cache) -> None:
-    assert cache.heard("MODIFIED", pod(version=6, engine=None)) == KEY
+def test_a_pod_that_vanishes_unannounced_has_everything_read_since_its_row_may_come_later(cache: Cache) -> None:
+    assert cache.heard("DELETED", pod(version=6)) == {KEY}
+    assert cache.world(KEY, now=NOW) is None
+
+
+def test_what_loses_its_label_is_not_the_engines_until_a_read_finds_it_again(cache: Cache) -> None:
+    assert cache.heard("MODIFIED", pod(version=6, engine=None)) == {KEY}
+    assert cache.world(KEY, now=NOW) is None
+    read_again(cache)
     assert pods(cache) == {}
-    assert cache.heard("MODIFIED", pod("stranger", engine=None)) is None
+    assert cache.heard("MODIFIED", pod("stranger", engine=None)) == set()
+    assert cache.heard("ADDED", pod(version=7)) == {KEY}
+    assert pods(cache) == {"p1": "7"}
+
+
+def test_what_goes_to_another_engine_is_news_to_both(cache: Cache) -> None:
+    assert cache.heard("MODIFIED", pod(version=6, engine="f")) == {KEY, ("n", "f")}
+    read_again(cache)
+    assert pods(cache) == {}
+
+
+def test_a_read_outranks_what_was_held_and_what_was_thought_gone(cache: Cache) -> None:
+    cache.removed(KEY, "p1")
+    read_again(cache, pod(version=3))  # a store that was restored has older versions
+    assert pods(cache) == {"p1": "3"}
+    read_again(cache, pod(version=2))
+    assert pods(cache) == {"p1": "2"}
+
+
+def test_a_listing_of_other_objects_has_everything_read_since_it_does_not_name_what_is_gone(cache: Cache) -> None:
+    other = pod("other", version=9, engine="f")
+    assert cache.heard(None, other) == {KEY, ("n", "f")}
+    assert cache.world(KEY, now=NOW) is None
+    read_again(cache)
+    assert cache.heard(None, pod("more", version=9, engine="f")) == {("n", "f")}, "it is the same listing"
+    assert pods(cache) == {}
+    cache.heard("MODIFIED", other)
+    assert KEY in cache.heard(None, other)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +147,7 @@ def test_an_engine_that_somebody_changed_is_read_again(cache: Cache, changes: di
 
 def test_an_engine_whose_status_alone_changed_is_not_read_again(cache: Cache) -> None:
     changed = ENGINE | {"metadata": ENGINE["metadata"] | {"resourceVersion": "2"}, "status": {"replicas": 1}}
-    assert cache.heard("MODIFIED", changed) == KEY
+    assert cache.heard("MODIFIED", changed) == {KEY}
     world = cache.world(KEY, now=NOW)
     assert world is not None
     assert world.engine["status"] == {"replicas": 1}
@@ -108,15 +156,18 @@ def test_an_engine_whose_status_alone_changed_is_not_read_again(cache: Cache) ->
 def test_after_a_listing_a_doubt_and_ten_minutes_it_is_read_again(cache: Cache) -> None:
     assert cache.world(KEY, now=NOW + TRUSTED - timedelta(seconds=1)) is not None
     assert cache.world(KEY, now=NOW + TRUSTED) is None
-    cache.heard(None, pod(version=6))  # a listing does not tell what is gone
+    assert cache.world(KEY, now=NOW - timedelta(seconds=1)) is None, "a clock that was set back proves nothing"
+    assert cache.trusted_seconds(KEY, now=NOW + timedelta(seconds=10)) == 590.0
+    cache.heard(None, pod(version=6))
     assert cache.world(KEY, now=NOW) is None
-    cache.hold(KEY, World(engine=ENGINE), began=cache.begin_read(KEY), now=NOW)
+    read_again(cache)
     assert pods(cache) == {}
     cache.doubt(KEY)
     assert cache.world(KEY, now=NOW) is None
 
 
 def test_what_is_heard_during_a_read_is_newer_than_what_is_read(cache: Cache) -> None:
+    leaving(cache, version=6)
     began = cache.begin_read(KEY)
     cache.heard("ADDED", pod("born", version=8))
     cache.heard("DELETED", pod(version=9))
@@ -132,7 +183,7 @@ def test_a_doubt_during_a_read_is_not_settled_by_it(cache: Cache) -> None:
 
 
 def test_a_deleted_engine_leaves_nothing_behind(cache: Cache) -> None:
-    assert cache.heard("DELETED", ENGINE) == KEY
+    assert cache.heard("DELETED", ENGINE) == {KEY}
     assert cache.hold(KEY, None, began=cache.begin_read(KEY), now=NOW) is None
     assert (cache._held, cache._keys) == ({}, {})
 
@@ -162,6 +213,7 @@ async def test_an_engine_is_made_and_settles_on_one_read_of_what_it_may_have() -
         if (await stage.one_pass(reads=False)).after_seconds:
             break
     assert reads == [REPLICAS], "one that was never looked at has no pods and no rights"
+    assert (await stage.one_pass(reads=False)).after_seconds == 600
     stage.serve()
     for found in (*stage.api.of(PODS), *stage.api.of(REPLICAS)):
         kind = "Pod" if found in stage.api.of(PODS) else names.REPLICA_KIND
