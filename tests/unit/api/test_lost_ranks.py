@@ -11,6 +11,7 @@ from enginehouse_engine.protocol import Outputs, RequestOutput, StepStats, encod
 from .conftest import (
     ANSWER,
     ASK,
+    DEADLINE_SECONDS,
     LIMIT,
     ApiServer,
     engine_config,
@@ -80,7 +81,8 @@ def test_a_rank_that_leaves_gets_nothing_new_and_has_drained_when_its_last_answe
     submit = leaving.submits.get()
     leaving.send(encode(Outputs((RequestOutput(submit.request_id, (ord("!"),), "length"),))))
     assert fresh.launcher.wait_for("rankDrained") == {"type": "rankDrained", "rank": 0, "incarnation": 1}
-    whole = [stream for stream in streams if select.select([stream], [], [], 0)[0]]
+    # The client may get its last bytes after the launcher was told.
+    whole, _, _ = select.select(streams, [], [], DEADLINE_SECONDS)
     assert len(whole) == 1
     read_until(whole[0], b"[DONE]")
     fresh.launcher.send(type="ranks", ranks=[{"rank": 1, "incarnation": 1, "state": "Serving"}])
