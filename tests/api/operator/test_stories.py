@@ -83,7 +83,8 @@ def test_a_spec_change_during_a_delay_starts_at_once_and_forgets_the_failures(st
         die(stage, next(pod for pod in stage.pods() if "deletionTimestamp" not in pod["metadata"]))
         stage.until(lambda epoch=epoch: (0, epoch) in places(ended(stage)), saying=f"epoch {epoch} ends")
     stage.until_condition("Ready", "False", "RestartDelayed")
-    assert (live(stage), stage.pods()) == ([], [])
+    stage.until(lambda: not stage.pods(), saying="its pod is gone")
+    assert live(stage) == []
     (last,) = stage.replicas()
     due = datetime.fromisoformat(last["spec"]["end"]["failure"]["detectedTime"]) + timedelta(seconds=10)
     stage.patch(spec={"context": {"maxLength": 4096}})
