@@ -92,7 +92,7 @@ class Cache:
             self.removed(key, uid)
             if is_engine:
                 self._forget(key)
-        elif held is not None:
+        elif held is not None and not _is_at_its_end(raw):
             if event is None or (is_engine and (before is None or before.causes != _causes(raw))):
                 self.doubt(key)
             elif before is not None and before.version == metadata["resourceVersion"]:
@@ -146,7 +146,8 @@ class Cache:
         if read is None or held is None:
             self._forget(key)
             return read
-        found = {raw["metadata"]["uid"]: raw for raw in (read.engine, *read.replicas, *read.pods, *read.others)}
+        all_read = (read.engine, *read.replicas, *read.pods, *read.others)
+        found = {raw["metadata"]["uid"]: raw for raw in all_read if not _is_at_its_end(raw)}
         for uid in [uid for uid in held.objects if uid not in found and uid not in held.heard]:
             self._drop(key, uid)
         for uid, raw in found.items():
@@ -199,6 +200,12 @@ def _key(raw: Raw) -> Key | None:
     metadata = raw["metadata"]
     engine = metadata["name"] if raw["kind"] == names.ENGINE_KIND else (metadata.get("labels") or {}).get(names.LABEL_ENGINE)
     return None if engine is None else (metadata["namespace"], engine)
+
+
+def _is_at_its_end(raw: Raw) -> bool:
+    """A pod that is removed without grace is written once more before: whoever took that for a pod that drains would be wrong."""
+    metadata = raw["metadata"]
+    return metadata.get("deletionGracePeriodSeconds") == 0 and not metadata.get("finalizers")
 
 
 def _causes(raw: Raw) -> bytes:

@@ -100,6 +100,18 @@ def test_a_pod_that_vanishes_unannounced_has_everything_read_since_its_row_may_c
     assert cache.world(KEY, now=NOW) is None
 
 
+def test_the_last_word_before_a_pod_is_removed_is_not_that_it_drains(cache: Cache) -> None:
+    last = pod(version=6)
+    last["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0}
+    cache.heard("MODIFIED", last)
+    assert pods(cache) == {"p1": "5"}
+    read_again(cache, last)
+    assert pods(cache) == {}
+    last["metadata"]["finalizers"] = ["somebody/waits"]
+    cache.heard("MODIFIED", last)
+    assert pods(cache) == {"p1": "6"}
+
+
 def test_what_loses_its_label_is_not_the_engines_until_a_read_finds_it_again(cache: Cache) -> None:
     assert cache.heard("MODIFIED", pod(version=6, engine=None)) == {KEY}
     assert cache.world(KEY, now=NOW) is None
