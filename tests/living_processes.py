@@ -102,8 +102,16 @@ def shared_memory_bytes(launcher: PodProcess) -> int:
 
 def mounts_of(cluster: Cluster, pod_uid: str) -> list[str]:
     """Where volumes of the pod are mounted on its node."""
-    (runtime,) = (pid for pid, name in cluster.processes().items() if name == "containerd")
+    runtimes = [pid for pid, name in cluster.processes().items() if name == "containerd"]
+    # A child that has yet to become another program has the same name, and may be gone by now.
+    (runtime,) = (pid for pid in runtimes if _parent(pid) not in (None, *runtimes))
     return [line.split()[4] for line in Path(f"/proc/{runtime}/mountinfo").read_text().splitlines() if pod_uid in line]
+
+
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return None
 
 
 def _pids(folder: Path) -> Iterator[int]:

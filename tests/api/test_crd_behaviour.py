@@ -261,6 +261,8 @@ class OtherGroup:
         other = json.loads(json.dumps(definition).replace("enginehouse.dev", self.group))
         other["spec"]["names"] |= {"shortNames": [], "categories": []}
         self._kubectl("apply", "-f-", stdin=json.dumps(other))
+        # A definition that nobody has looked at yet has conditions that kubectl cannot read.
+        self._kubectl("wait", "--for=jsonpath={.status.conditions[0].type}", f"crd/{other['metadata']['name']}", "--timeout=30s")
         self._kubectl("wait", "--for=condition=Established", f"crd/{other['metadata']['name']}", "--timeout=30s")
 
     def remove(self) -> None:

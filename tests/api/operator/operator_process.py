@@ -55,6 +55,8 @@ class Zygote:
             if "ready" in message:
                 ready.set()
             elif "started" in message:
+                with self._changed:
+                    self._exits.pop(message["started"], None)  # of an earlier operator: a busy machine uses pids again
                 self._started.put(message["started"])
             else:
                 with self._changed:

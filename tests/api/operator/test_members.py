@@ -114,7 +114,7 @@ def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: St
     assert replica.rows[0].written is not None, "causes that are never told are waited for from then on"
     stage.patch(spec={"restart": {"maxRestarts": 1}})
     stage.until_condition("Ready", "True")
-    assert [raw["spec"]["epoch"] for raw in stage.replicas()] == [2]
+    stage.until(lambda: [raw["spec"]["epoch"] for raw in stage.replicas()] == [2], saying="the successor alone is left")
 
 
 def test_the_smallest_rank_limits_the_engine_and_its_removal_raises_the_value(stage: Stage) -> None:
