@@ -38,16 +38,6 @@ class Metadata(msgspec.Struct, frozen=True, rename="camel"):
     owner_references: list[Owner] = []
 
 
-class Container(msgspec.Struct, frozen=True):
-    name: str
-    args: list[str] = []
-
-
-class Spec(msgspec.Struct, frozen=True, rename="camel"):
-    node_name: str = ""
-    containers: list[Container] = []
-
-
 class Status(msgspec.Struct, frozen=True, rename="camel"):
     """Of a pod, an engine or one of a peer's groups."""
 
@@ -62,7 +52,6 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
 
 class Found(msgspec.Struct, frozen=True):
     metadata: Metadata
-    spec: Spec | None = None
     status: Status | None = None
 
 
