@@ -52,7 +52,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
 
 class Found(msgspec.Struct, frozen=True):
     metadata: Metadata
-    status: Status | None = None
+    status: Status = Status()
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -61,6 +61,11 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 Question = Callable[[Found], bool]
+
+
+def is_ready(found: Found) -> bool:
+    """As pods and engines say it."""
+    return found.status.is_true("Ready")
 
 
 class FirstTimes(threading.Thread):

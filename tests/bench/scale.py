@@ -22,7 +22,7 @@ from typing import Any
 import record
 import scale_contenders
 from audited_requests import AuditLog
-from first_times import FirstTimes, Found
+from first_times import FirstTimes, Found, is_ready
 from kubernetes_requests import Requests
 from scale_contenders import NAMESPACE, Contender, Operator
 from scripted_monitors import ScriptedMonitors
@@ -104,7 +104,7 @@ def one_run(contender: Contender, *, count: int) -> dict[str, Any]:
 def _measured(running: Cluster, contender: Contender, operator: Operator | None, *, count: int) -> dict[str, Any]:
     monitors = ScriptedMonitors(running.kubeconfig)
     pods = FirstTimes(
-        running.kubeconfig, f"/api/v1/namespaces/{NAMESPACE}/pods", {"made": _always, "ready": _is_ready}, listener=monitors.hear
+        running.kubeconfig, f"/api/v1/namespaces/{NAMESPACE}/pods", {"made": _always, "ready": is_ready}, listener=monitors.hear
     )
     groups = FirstTimes(running.kubeconfig, contender.path, {"ready": contender.is_ready})
     with monitors, pods, groups:
@@ -239,10 +239,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _always(_: Found) -> bool:
     return True
-
-
-def _is_ready(found: Found) -> bool:
-    return found.status is not None and found.status.is_true("Ready")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from first_times import Found
+from first_times import Found, is_ready
 
 from localkube.binaries import GoModule, ModuleFile, ensure_module
 from localkube.cluster import Cluster
@@ -78,7 +78,7 @@ def bare_pods() -> Contender:
         name="pods",
         path=f"/api/v1/namespaces/{NAMESPACE}/pods",
         manifest=lambda name: {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": _pod()},
-        is_ready=lambda found: found.status is not None and found.status.is_true("Ready"),
+        is_ready=is_ready,
         start=lambda *_: None,
         makes_pods_itself=True,
     )
@@ -90,7 +90,7 @@ def engines() -> Contender:
         name="enginehouse",
         path=f"/apis/enginehouse.dev/v1alpha1/namespaces/{NAMESPACE}/inferenceengines",
         manifest=_engine,
-        is_ready=lambda found: found.status is not None and found.status.is_true("Ready"),
+        is_ready=is_ready,
         start=_start_enginehouse,
     )
 
@@ -101,9 +101,7 @@ def ray_clusters() -> Contender:
         name="kuberay",
         path=f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters",
         manifest=_ray_cluster,
-        is_ready=lambda found: (
-            found.status is not None and (found.status.state, found.status.ready_worker_replicas) == ("ready", 1)
-        ),
+        is_ready=lambda found: (found.status.state, found.status.ready_worker_replicas) == ("ready", 1),
         start=_start_kuberay,
     )
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from first_times import Found
+from first_times import Found, is_ready
 from kubernetes_requests import Refused, Requests
 from scale_contenders import NAMESPACE
 
@@ -37,7 +37,7 @@ class ScriptedMonitors:
 
     def hear(self, pod: Found) -> None:
         is_member = any(owner.kind == "EngineReplica" for owner in pod.metadata.owner_references)
-        if is_member and pod.metadata.uid not in self._known and pod.status is not None and pod.status.is_true("Ready"):
+        if is_member and pod.metadata.uid not in self._known and is_ready(pod):
             self._known.add(pod.metadata.uid)
             self._waiting.put(pod)
 

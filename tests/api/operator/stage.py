@@ -240,7 +240,7 @@ class Stage:
         ]
 
     def reads(self) -> int:
-        """How often the operator has read engines, the watch aside: once in each pass at least."""
+        """How often the operator has read engines, the watch aside: where its cache has doubts, as after a change by somebody."""
         return sum(
             event["userAgent"].startswith("enginehouse-operator")
             and event["verb"] in ("get", "list")
