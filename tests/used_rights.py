@@ -38,7 +38,7 @@ class Request:
     code: int
 
 
-def requests(lines: Iterable[str]) -> Iterator[Request]:
+def requests(lines: Iterable[str | bytes]) -> Iterator[Request]:
     """Those for resources: anybody may ask what there is (discovery)."""
     for line in lines:
         event = json.loads(line)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from audit_log import whole_lines
 from localkube.installation import SYSTEM_NAMESPACE
 
 pytestmark = pytest.mark.cluster
@@ -39,11 +40,8 @@ def our_writes(audit_log: Path, *, offset: int, namespace: str) -> list[str]:
 
     Other tests' namespaces may still be on their way out, and do not count.
     """
-    with audit_log.open("rb") as log:
-        log.seek(offset)
-        *lines, _ = log.read().split(b"\n")  # the last one may still be being written
     found = []
-    for line in lines:
+    for line in whole_lines(audit_log, since=offset):
         event = json.loads(line)
         user, target = event["user"]["username"], event.get("objectRef", {})
         ours = user.startswith((f"system:serviceaccount:{SYSTEM_NAMESPACE}:", f"system:serviceaccount:{namespace}:"))

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import simulated_engine
+from audit_log import whole_lines
 from enginehouse_operator import names
 from enginehouse_operator.wanted.metadata import Owner
 from enginehouse_operator.wanted.rights import rights
@@ -45,10 +46,8 @@ def test_nobody_asked_for_more_than_was_granted_and_monitors_use_all_they_have(s
     space.apply(simulated_engine.manifest())
     space.wait("Ready", name="sim")
     asked: dict[str, list[Request]] = {}
-    with running.audit_log.open() as lines:
-        # One that is being written ends without a line feed.
-        for request in requests(line for line in lines if line.endswith("\n")):
-            asked.setdefault(request.user, []).append(request)
+    for request in requests(whole_lines(running.audit_log)):
+        asked.setdefault(request.user, []).append(request)
     assert asked.get(OPERATOR), f"the operator acts as {OPERATOR}"
     assert not_granted(asked[OPERATOR], _rules(str(running.binaries / "helm"))) == []
     accounts = {(made.namespace, made.name) for made in asked[OPERATOR] if made.right.resource == "serviceaccounts" and made.name}

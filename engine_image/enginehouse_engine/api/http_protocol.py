@@ -13,6 +13,7 @@ Does not bound bodies (``endpoints.py``), does not know when the server goes (``
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 from typing import Final
@@ -81,10 +82,16 @@ class HttpProtocol(HttpToolsProtocol):
         """Unless a response is under way, or a request has arrived that was not read yet: closing would answer it with a reset."""
         if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
             return
-        arrived = select.poll()
-        arrived.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        if not arrived.poll(0):
-            self.transport.close()
+        # One's own, since what the loop gives out cannot be shut down.
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as connection:
+            arrived = select.poll()
+            arrived.register(connection, select.POLLIN)
+            if arrived.poll(0):
+                return
+            if not self.transport.get_write_buffer_size():
+                # The transport closes only when its loop comes round; whatever arrives until then would be reset.
+                connection.shutdown(socket.SHUT_RDWR)
+        self.transport.close()
 
     def _await_head(self) -> None:
         self._head_is_complete()

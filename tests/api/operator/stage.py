@@ -19,6 +19,8 @@ from kubernetes.client.exceptions import ApiException
 from operator_process import OperatorProcess, Zygote
 from scripted_kubelet import ScriptedKubelet
 
+from audit_log import whole_lines
+
 GROUP, VERSION = "enginehouse.dev", "v1alpha1"
 POLL_SECONDS = 0.05
 DEADLINE_SECONDS = 45.0
@@ -221,10 +223,8 @@ class Stage:
     def audit(self) -> list[Raw]:
         """Finished requests about this namespace since the stage was set."""
         assert self._audit_log is not None, "needs a cluster of ours"
-        with self._audit_log.open() as log:
-            log.seek(self._audit_from)
-            # One that is being written ends without a line feed.
-            events = [json.loads(line) for line in log if self.namespace in line and line.endswith("\n")]
+        mine = self.namespace.encode()
+        events = [json.loads(line) for line in whole_lines(self._audit_log, since=self._audit_from) if mine in line]
         return [event for event in events if (event.get("objectRef") or {}).get("namespace") == self.namespace]
 
     def writes(self) -> list[str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
 from pathlib import Path
 
+import uvicorn
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from enginehouse_engine.api.http_protocol import HttpProtocol
 from enginehouse_engine.protocol import Outputs, RequestOutput, encode
 
 from .conftest import (
@@ -73,6 +79,39 @@ def test_connections_that_nobody_used_while_endpoints_settled_are_closed(tmp_pat
         core.send(encode(Outputs((RequestOutput(submit.request_id, (33,), "length"),))))
         assert b"[DONE]" in read_until(stream, END_OF_BODY)
         server.launcher.wait_for("drained")
+
+
+def test_the_end_of_an_idle_connection_is_there_at_once() -> None:
+    """Not when the loop comes round, a tenth of a second later where the pod's CPU is limited: requests run into that."""
+    closed: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("there was no request")
+
+    async def story() -> None:
+        config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", log_config=None)
+        state = uvicorn.server.ServerState()
+        connected = asyncio.Event()
+
+        class Connection(HttpProtocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+                super().connection_made(transport)
+                connected.set()
+
+        server = await asyncio.get_running_loop().create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()) as client:
+            client.setblocking(False)
+            await connected.wait()
+            (connection,) = state.connections
+            assert isinstance(connection, Connection)
+            connection.close_if_idle()
+            closed.append(client.recv(1))
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(story(), DEADLINE_SECONDS))
+    assert closed == [b""]
 
 
 def test_a_request_on_a_connection_that_was_opened_late_is_refused_and_not_reset(tmp_path: Path) -> None:
