@@ -26,9 +26,9 @@ them, `kubectl describe ie NAME` at its end.
 
 Every Event is about an `InferenceEngine`; source and reporting component are `enginehouse-operator`. The message names the
 replica and, of a death, its cause in one line of at most 1,024 characters. The same words about the same engine are one Event
-while the API server keeps it, an hour by default, also from another operator. Nothing is only in an Event:
-[conditions](conditions.md) and `status` have it all. Reasons that are not here are in conditions and logs alone. Kubelets and
-schedulers tell of pods in Events of their own (`kubectl describe pod`).
+while the API server keeps it, an hour by default, also from another operator; each death is one of its own. Nothing is only in an
+Event: [conditions](conditions.md) and `status` have it all. Reasons that are not here are in conditions and logs alone. Kubelets
+and schedulers tell of pods in Events of their own (`kubectl describe pod`).
 
 | reason | type | meaning |
 |---|---|---|

@@ -144,7 +144,7 @@ class Reconciler:
                 if failure.detected_time is not None and abs(seconds_between(failure.detected_time, now)) < NEWS_SECONDS:
                     reason = reasons.API_SERVER_RESTARTING if failure.rank is None else reasons.RANK_RESTARTING
                     words = f"replica {replica.name} goes on, and what died is started again in its pod: {failure}"
-                    await self._events.say(world.engine, kind=WARNING, reason=reason, message=words)
+                    await self._events.say(world.engine, kind=WARNING, reason=reason, message=words, moment=failure.detected_time)
 
     async def _publish(self, world: World, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
         """Write a status. True: the object is gone, or another one by now; the next pass sees which."""

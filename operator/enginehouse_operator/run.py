@@ -34,9 +34,9 @@ log = logging.getLogger("enginehouse.operator")
 
 async def run(flags: Flags, client: KubernetesClient) -> None:
     """Lead and work until SIGTERM or SIGINT. Raises LeaseLost."""
-    events, cache = Events(client), Cache()
+    events, cache = Events(client, _now), Cache()
     actor = Actor(client, cache, events, flags.images)
-    reconciler = Reconciler(client, cache, actor, events, clock=lambda: datetime.now(UTC))
+    reconciler = Reconciler(client, cache, actor, events, _now)
     queue = KeyedQueue(guarded(reconciler, cache), workers=flags.workers)
 
     def hear(event: str | None, raw: dict[str, Any]) -> None:
@@ -114,3 +114,7 @@ def guarded(reconciler: Reconciler, cache: Cache) -> Callable[[Key], Awaitable[A
         return again
 
     return one_pass
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -202,7 +202,7 @@ class Stage:
             "pods": sorted(pods.values(), key=str),
         }
         found["secrets"] = len(self.list(_PATHS["secrets"]))
-        for kind in ("services", "accounts", "roles", "bindings"):
+        for kind in ("services", "budgets", "accounts", "roles", "bindings"):
             names = [raw["metadata"]["name"] for raw in self.list(_PATHS[kind]) if _ours(raw)]
             found[kind] = sorted(places.get(name, name) for name in names)
         return found
@@ -266,6 +266,7 @@ _PATHS = {
     "replicas": f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/enginereplicas",
     "pods": "/api/v1/namespaces/{namespace}/pods",
     "services": "/api/v1/namespaces/{namespace}/services",
+    "budgets": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "secrets": "/api/v1/namespaces/{namespace}/secrets",
     "accounts": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "roles": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",

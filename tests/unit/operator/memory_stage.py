@@ -41,7 +41,7 @@ class Stage:
 
     def restart(self) -> None:
         """An operator that knows nothing of earlier passes."""
-        events = Events(self.api)
+        events = Events(self.api, lambda: NOW)
         self.cache = Cache()
         actor = Actor(self.api, self.cache, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))
         self.reconciler = Reconciler(self.api, self.cache, actor, events, clock=lambda: NOW)

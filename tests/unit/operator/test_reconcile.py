@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from memory_stage import PODS, REPLICAS, Stage, leader_says
+from memory_api import MemoryApi
+from memory_stage import NOW, PODS, REPLICAS, Stage, leader_says
 
 from enginehouse_operator import metrics, names, reasons
+from enginehouse_operator.events import WARNING, Events
 from enginehouse_operator.kubernetes_client import ApiError, Conflict, Forbidden, Unavailable
 
 
@@ -299,6 +302,28 @@ async def test_the_events_tell_one_line_for_each_death_and_each_successor_and_st
     messages = [event["message"] for event in serving.api.of("events")]
     assert not any("\n" in message for message in messages)
     assert all("signal 9: line two" in messages[number] for number in (1, 2))
+
+
+async def test_the_same_death_some_time_later_is_another_event(serving: Stage) -> None:
+    first, second = failure(), failure(incarnation=2, detectedTime="2026-01-01T00:59:30Z")
+    dies(serving, "Restarting", incarnation=2, failures=(first,))
+    await serving.one_pass()
+    dies(serving, "Restarting", incarnation=3, failures=(first, second))
+    for _ in range(3):
+        await serving.one_pass()
+    assert told(serving)[1:] == [("Warning", reasons.RANK_RESTARTING)] * 2
+    assert len({event["message"] for event in serving.api.of("events")}) == 2, "the words of both deaths are the same"
+
+
+async def test_what_is_so_again_after_an_hour_is_said_again() -> None:
+    api, now = MemoryApi(), [NOW]
+    about = {"apiVersion": names.API_VERSION, "kind": names.ENGINE_KIND, "metadata": {"name": "e", "namespace": "n", "uid": "u"}}
+    events = Events(api, lambda: now[0])
+    for minutes, is_said in ((0, True), (59, False), (61, True), (62, False)):
+        now[0] = NOW + timedelta(minutes=minutes)
+        api.objects.clear()  # what the operator remembers alone spares the request
+        await events.say(about, kind=WARNING, reason=reasons.PLACEMENT_LACKING, message="bundle 0 lacks it")
+        assert bool(api.of("events")) is is_said, f"after {minutes} minutes"
 
 
 async def test_a_death_of_long_ago_is_no_event(serving: Stage) -> None:
