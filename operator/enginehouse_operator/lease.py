@@ -1,7 +1,8 @@
 """One operator at a time: leadership by a coordination Lease.
 
 Invariants: a lease is judged by changes observed on this process's own monotonic clock, never by another machine's time stamps;
-a leader that could not renew within the deadline is told so before anybody else may take over, and its process ends.
+a leader that could not renew within the deadline is told so before anybody else may take over, and its process ends. A request may
+take long: a lease is as old as its writing, so a leader counts from before it wrote, and as new as its reading to everybody else.
 A write needs the lease's resource version, so that two candidates never both succeed.
 Does not run anything itself.
 """
@@ -38,12 +39,14 @@ class Lease:
         self._identity = identity
         self._seen_version = ""
         self._seen_at = 0.0
+        self._renewed_at = 0.0
+        self._is_other = False
 
     async def acquire(self) -> None:
         """Wait until this process is the leader."""
         told = False
-        while not await self._try(time.monotonic()):
-            if not told:
+        while not await self._try():
+            if self._is_other and not told:
                 log.info("another operator holds the lease %s/%s: standing by", self._namespace, names.LEASE)
                 told = True
             await asyncio.sleep(RETRY_SECONDS)
@@ -51,19 +54,18 @@ class Lease:
 
     async def keep(self) -> None:
         """Renew for ever. Raises LeaseLost."""
-        renewed = time.monotonic()
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             try:
-                async with asyncio.timeout(RENEW_DEADLINE_SECONDS - (time.monotonic() - renewed)):
-                    held = await self._try(time.monotonic())
+                async with asyncio.timeout(self._renewed_at + RENEW_DEADLINE_SECONDS - time.monotonic()):
+                    held = await self._try()
             except TimeoutError:
                 held = False
             if held:
-                renewed = time.monotonic()
-            elif self._is_other:
+                continue
+            if self._is_other:
                 raise LeaseLost("another operator took the lease")
-            elif time.monotonic() - renewed >= RENEW_DEADLINE_SECONDS:
+            if time.monotonic() - self._renewed_at >= RENEW_DEADLINE_SECONDS:
                 raise LeaseLost(f"the lease could not be renewed for {RENEW_DEADLINE_SECONDS:.0f} s")
 
     async def release(self) -> None:
@@ -75,28 +77,27 @@ class Lease:
         except ApiError as error:
             log.info("the lease was not released: %s", error)
 
-    _is_other = False
-
-    async def _try(self, now: float) -> bool:
+    async def _try(self) -> bool:
         """Take or renew. False: somebody else holds it, or the API server did not answer."""
         try:
             seen = await self._client.get(LEASES, self._namespace, names.LEASE)
+            now = time.monotonic()
             if seen is None:
                 await self._client.create(self._manifest({}, transitions=0))
-                return True
-            holder = seen["spec"].get("holderIdentity") or ""
-            version = seen["metadata"]["resourceVersion"]
-            if version != self._seen_version:
-                self._seen_version, self._seen_at = version, now
-            self._is_other = holder not in ("", self._identity)
-            if self._is_other and now - self._seen_at < DURATION_SECONDS:
-                return False
-            transitions = (seen["spec"].get("leaseTransitions") or 0) + (holder != self._identity)
-            await self._client.replace(self._manifest(seen, transitions=transitions))
+            else:
+                holder = seen["spec"].get("holderIdentity") or ""
+                version = seen["metadata"]["resourceVersion"]
+                if version != self._seen_version:
+                    self._seen_version, self._seen_at = version, now
+                self._is_other = holder not in ("", self._identity)
+                if self._is_other and now - self._seen_at < DURATION_SECONDS:
+                    return False
+                transitions = (seen["spec"].get("leaseTransitions") or 0) + (holder != self._identity)
+                await self._client.replace(self._manifest(seen, transitions=transitions))
         except ApiError as error:
             log.warning("the lease: %s", error)
             return False
-        self._is_other = False
+        self._renewed_at, self._is_other = now, False
         return True
 
     def _manifest(self, seen: dict[str, Any], *, transitions: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from enginehouse_operator import lease as lease_module
 from enginehouse_operator.kubernetes_client import Conflict, Kind, Unavailable
-from enginehouse_operator.lease import DURATION_SECONDS, RETRY_SECONDS, Lease, LeaseLost
+from enginehouse_operator.lease import DURATION_SECONDS, RENEW_DEADLINE_SECONDS, RETRY_SECONDS, Lease, LeaseLost
 
 
 class OneLease:
@@ -19,8 +20,11 @@ class OneLease:
         self.stored: dict[str, Any] | None = None
         self.is_away = False
         self.version = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called while a request is under way, before it is carried out and before it is answered."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        self.meanwhile()
         if self.is_away:
             raise Unavailable("GET", status=0)
         return copy.deepcopy(self.stored)
@@ -36,7 +40,9 @@ class OneLease:
         assert self.stored is not None
         if manifest["metadata"]["resourceVersion"] != self.stored["metadata"]["resourceVersion"]:
             raise Conflict("PUT", status=409)
-        return self._store(manifest)
+        stored = self._store(manifest)
+        self.meanwhile()
+        return stored
 
     def _store(self, manifest: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
@@ -85,7 +91,7 @@ async def test_time_stamps_of_others_do_not_matter(clock: list[float]) -> None:
     await candidate(server, "a").acquire()
     assert server.stored is not None
     server.stored["spec"]["renewTime"] = "1999-01-01T00:00:00.000000Z"
-    assert not await candidate(server, "b")._try(clock[0])
+    assert not await candidate(server, "b")._try()
 
 
 async def test_a_released_lease_is_taken_at_once(clock: list[float]) -> None:
@@ -118,3 +124,39 @@ async def test_leadership_is_lost_when_another_one_has_it(clock: list[float]) ->
     server.stored["metadata"]["resourceVersion"] = "99"
     with pytest.raises(LeaseLost, match="another"):
         await leader.keep()
+
+
+async def test_a_lease_that_is_read_slowly_is_as_new_as_its_reading(clock: list[float]) -> None:
+    server = OneLease()
+    await candidate(server, "a").acquire()
+    other = candidate(server, "b")
+
+    def leader_renews_late() -> None:
+        clock[0] += DURATION_SECONDS - 1
+        server._store(server.stored or {})
+
+    server.meanwhile = leader_renews_late
+    assert not await other._try()
+    server.meanwhile = lambda: None
+    clock[0] += DURATION_SECONDS - 1
+    assert not await other._try(), "it was renewed less than 15 s ago"
+    clock[0] += 1
+    assert await other._try()
+
+
+async def test_a_leader_counts_from_before_it_wrote(clock: list[float]) -> None:
+    server = OneLease()
+    leader = candidate(server, "a")
+    await leader.acquire()
+    written: list[float] = []
+
+    def slowly() -> None:
+        if server.version == 2 and not written:  # the first renewal is stored, its answer takes long
+            written.append(clock[0])
+            clock[0] += RENEW_DEADLINE_SECONDS - 1
+            server.is_away = True
+
+    server.meanwhile = slowly
+    with pytest.raises(LeaseLost):
+        await leader.keep()
+    assert clock[0] - written[0] < DURATION_SECONDS, "before another one may take over"
