@@ -134,14 +134,11 @@ class Actor:
             # Before the leader, which the other members cannot do without; never looked at afterwards.
             with contextlib.suppress(Conflict):  # made already, by a pass that came no further
                 await self._client.create(token_secret(replica_owner(engine, replica), token=secrets.token_hex(TOKEN_BYTES)))
-        return await self._client.create(self.member(engine, replica, copy, step))
-
-    def member(self, engine: Engine, replica: Replica, copy: EngineCopy, step: CreateMember) -> dict[str, object]:
-        """The pod of a step."""
         try:
-            return pod(replica_owner(engine, replica), copy, name=step.name, ordinal=step.ordinal, images=self._images)
+            manifest = pod(replica_owner(engine, replica), copy, name=step.name, ordinal=step.ordinal, images=self._images)
         except InvalidSpec as error:
             raise Invalid(f"rendering pod {step.name}", status=422, reason=error.reason, message=str(error)) from error
+        return await self._client.create(manifest)
 
     async def dry_run(self, engine: Engine, copy: EngineCopy) -> Problem | None:
         """Whether the API server would take the pods of this spec. Asked before anything that runs is replaced."""

@@ -59,7 +59,8 @@ class _Held:
         self.read_at: datetime | None = None
         self.heard: set[str] = set()
         """UIDs that were heard of since a read began."""
-        self.doubts = 0
+        self.is_doubted = False
+        """Since a read began."""
 
 
 class Cache:
@@ -70,14 +71,14 @@ class Cache:
         self._keys: dict[str, Key] = {}
         """Engine by UID of an object."""
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._listing: dict[str, bool] = {}
-        """Whether the last event of a kind came from a listing."""
+        self._listed: dict[str, set[str]] = {}
+        """UIDs of the listing that a kind's last events came from."""
 
     def heard(self, event: str | None, raw: Raw) -> set[Key]:
         """An event of a watch (``None``: it was found by a listing); whose passes it wants, if it is news."""
         metadata, is_engine = raw["metadata"], raw["kind"] == names.ENGINE_KIND
         uid, key, was = metadata["uid"], _key(raw), self._keys.get(metadata["uid"])
-        woken = self._doubted_by_listing(event, raw["kind"])
+        woken = self._doubted_by_listing(event, raw["kind"], uid)
         if was is not None and was != key:  # somebody has taken its label, or given it another
             self._drop(was, uid)
             self.doubt(was)
@@ -93,7 +94,7 @@ class Cache:
             if is_engine:
                 self._forget(key)
         elif held is not None and not _is_at_its_end(raw):
-            if event is None or (is_engine and (before is None or before.causes != _causes(raw))):
+            if event is None or (is_engine and before is None):
                 self.doubt(key)
             elif before is not None and before.version == metadata["resourceVersion"]:
                 return woken  # an echo of our own write
@@ -116,8 +117,7 @@ class Cache:
         """Something may have been missed: the next pass reads."""
         held = self._held.get(key)
         if held is not None:
-            held.read_at = None
-            held.doubts += 1
+            held.read_at, held.is_doubted = None, True
 
     def world(self, key: Key, *, now: datetime) -> World | None:
         """None: it has to be read."""
@@ -131,16 +131,16 @@ class Cache:
         return max(0.0, (TRUSTED - (now - held.read_at)).total_seconds())
 
     def knows(self, key: Key) -> bool:
-        """Whether it was read before, or something of it written."""
+        """Whether it was looked at before."""
         return key in self._held
 
-    def begin_read(self, key: Key) -> int:
-        """What is heard from now on is newer than what is read. Gives a number for :meth:`hold`."""
+    def begin_read(self, key: Key) -> None:
+        """What is heard from now on is newer than what :meth:`hold` will be given, and what is doubted stays so."""
         held = self._held.setdefault(key, _Held())
         held.heard.clear()
-        return held.doubts
+        held.is_doubted = False
 
-    def hold(self, key: Key, read: World | None, *, began: int, now: datetime) -> World | None:
+    def hold(self, key: Key, read: World | None, *, now: datetime) -> World | None:
         """What was read; the world as it is known then, None when there is no such engine."""
         held = self._held.get(key)
         if read is None or held is None:
@@ -157,13 +157,19 @@ class Cache:
                 self._gone.pop(uid, None)
                 self._store(key, raw)
         held.heard.clear()
-        held.read_at = now if held.doubts == began else None
+        held.read_at = None if held.is_doubted else now
         return _world(held)
 
-    def _doubted_by_listing(self, event: str | None, kind: str) -> set[Key]:
+    def _doubted_by_listing(self, event: str | None, kind: str, uid: str) -> set[Key]:
         """A listing names what there is. Whatever was held may have gone without a word, so all of it is read again."""
-        begins = event is None and not self._listing.get(kind)
-        self._listing[kind] = event is None
+        listed = self._listed.setdefault(kind, set())
+        if event is not None:
+            listed.clear()
+            return set()
+        begins = not listed or uid in listed  # named again: another listing, without an event since the last one
+        if begins:
+            listed.clear()
+        listed.add(uid)
         if not begins:
             return set()
         for key in self._held:
@@ -175,6 +181,8 @@ class Cache:
         held.heard.add(uid)
         before = held.objects.get(uid)
         if uid not in self._gone and (before is None or _is_newer(raw, before.version)):
+            if before is not None and before.causes != _causes(raw):
+                self.doubt(key)  # somebody has changed the engine
             self._store(key, raw)
 
     def _store(self, key: Key, raw: Raw) -> None:

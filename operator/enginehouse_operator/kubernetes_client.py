@@ -65,9 +65,10 @@ _ERRORS: Final[dict[int, type[ApiError]]] = {400: Invalid, 403: Forbidden, 404: 
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """Where a kind lives."""
+    """A kind of objects, and where it lives."""
 
     api_version: str
+    word: str
     plural: str
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -76,31 +77,24 @@ class Kind(msgspec.Struct, frozen=True):
         return "/" + "/".join(part for part in parts if part)
 
 
-ENGINES: Final = Kind(names.API_VERSION, "inferenceengines")
-REPLICAS: Final = Kind(names.API_VERSION, "enginereplicas")
-PODS: Final = Kind("v1", "pods")
-SERVICES: Final = Kind("v1", "services")
-SECRETS: Final = Kind("v1", "secrets")
-SERVICE_ACCOUNTS: Final = Kind("v1", "serviceaccounts")
-ROLES: Final = Kind("rbac.authorization.k8s.io/v1", "roles")
-ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io/v1", "rolebindings")
-CLAIMS: Final = Kind("v1", "persistentvolumeclaims")
-EVENTS: Final = Kind("v1", "events")
-DISRUPTION_BUDGETS: Final = Kind("policy/v1", "poddisruptionbudgets")
-LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
+ENGINES: Final = Kind(names.API_VERSION, names.ENGINE_KIND, "inferenceengines")
+REPLICAS: Final = Kind(names.API_VERSION, names.REPLICA_KIND, "enginereplicas")
+PODS: Final = Kind("v1", "Pod", "pods")
+SERVICES: Final = Kind("v1", "Service", "services")
+SECRETS: Final = Kind("v1", "Secret", "secrets")
+SERVICE_ACCOUNTS: Final = Kind("v1", "ServiceAccount", "serviceaccounts")
+ROLES: Final = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDINGS: Final = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+CLAIMS: Final = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+EVENTS: Final = Kind("v1", "Event", "events")
+DISRUPTION_BUDGETS: Final = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+LEASES: Final = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
-BY_KIND: Final = {
-    names.REPLICA_KIND: REPLICAS,
-    "Pod": PODS,
-    "Service": SERVICES,
-    "Secret": SECRETS,
-    "ServiceAccount": SERVICE_ACCOUNTS,
-    "Role": ROLES,
-    "RoleBinding": ROLE_BINDINGS,
-    "PodDisruptionBudget": DISRUPTION_BUDGETS,
-    "Event": EVENTS,
-    "Lease": LEASES,
-}
+_WRITTEN: Final = (
+    REPLICAS, PODS, SERVICES, SECRETS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, DISRUPTION_BUDGETS, EVENTS, LEASES,
+)  # fmt: skip
+BY_KIND: Final = {kind.word: kind for kind in _WRITTEN}
+"""Of what the operator makes."""
 
 Raw = dict[str, Any]
 _decode = msgspec.json.Decoder().decode

@@ -1,6 +1,6 @@
-"""Raw objects to values: what the API said, read once, field by field.
+"""Raw objects to values, read once, field by field.
 
-Invariant: only what the API said in this pass; an object counts as an engine's only if its controller reference has the
+Invariant: only what it is given; an object counts as an engine's only if its controller reference has the
 engine's UID (a replica's: the replica's UID), whatever its labels say. What cannot be read ends no pass.
 Does not conclude (``seen.py``) and does not read the API (``kubernetes_client.py``).
 """

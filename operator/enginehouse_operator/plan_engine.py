@@ -53,8 +53,6 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan_engine(engine: Engine, spec: EngineSpec, replicas: Iterable[Replica], *, hold: bool = False, now: datetime) -> EnginePlan:
     """Decide. ``hold``: what the spec asks for cannot be made at present, so nothing is created and nothing is replaced."""
     slots, steps = _slots(replicas, now)
-    if engine.is_deleting:
-        return EnginePlan()
     copy = spec.copy()
     kept, surplus = _choose(slots, copy, spec.desired_replicas)
     steps += _end_surplus(surplus, spec, now)

@@ -32,7 +32,7 @@ async def read(client: KubernetesClient, namespace: str, name: str, *, is_new: b
     """None when there is no such engine. ``is_new``: nothing was seen or made of it yet. Raises ApiError."""
     engine, replicas, *shared = await asyncio.gather(
         client.get(ENGINES, namespace, name),
-        _listed(client, REPLICAS, names.REPLICA_KIND, namespace, name),
+        _listed(client, REPLICAS, namespace, name),
         client.get(SERVICES, namespace, names.service_name(name)),
         client.get(SERVICES, namespace, names.members_service_name(name)),
         client.get(DISRUPTION_BUDGETS, namespace, names.disruption_budget_name(name)),
@@ -44,15 +44,15 @@ async def read(client: KubernetesClient, namespace: str, name: str, *, is_new: b
         return World(engine=engine, others=tuple(found))
     # Replicas before pods: a row that is seen then belongs to a pod that existed, so its absence from the later list is a loss.
     pods, *rights = await asyncio.gather(
-        _listed(client, PODS, "Pod", namespace, name),
-        _listed(client, SERVICE_ACCOUNTS, "ServiceAccount", namespace, name),
-        _listed(client, ROLES, "Role", namespace, name),
-        _listed(client, ROLE_BINDINGS, "RoleBinding", namespace, name),
+        _listed(client, PODS, namespace, name),
+        _listed(client, SERVICE_ACCOUNTS, namespace, name),
+        _listed(client, ROLES, namespace, name),
+        _listed(client, ROLE_BINDINGS, namespace, name),
     )
     found += [raw for part in rights for raw in part]
     return World(engine=engine, replicas=tuple(replicas), pods=tuple(pods), others=tuple(found))
 
 
-async def _listed(client: KubernetesClient, kind: Kind, word: str, namespace: str, engine: str) -> list[Raw]:
+async def _listed(client: KubernetesClient, kind: Kind, namespace: str, engine: str) -> list[Raw]:
     found = await client.list(kind, namespace, selector=f"{names.LABEL_ENGINE}={engine}")
-    return [raw | {"apiVersion": kind.api_version, "kind": word} for raw in found]
+    return [raw | {"apiVersion": kind.api_version, "kind": kind.word} for raw in found]

@@ -81,9 +81,10 @@ class Reconciler:
 
     async def _read(self, namespace: str, name: str) -> World | None:
         key = (namespace, name)
-        is_new, began = not self._cache.knows(key), self._cache.begin_read(key)
+        is_new = not self._cache.knows(key)
+        self._cache.begin_read(key)
         found = await read(self._client, namespace, name, is_new=is_new)
-        return self._cache.hold(key, found, began=began, now=self._clock())
+        return self._cache.hold(key, found, now=self._clock())
 
     async def _plan(
         self, engine: Engine, spec: api.EngineSpec | None, replicas: tuple[Replica, ...], now: datetime

@@ -33,11 +33,7 @@ from .ranks import (
 )
 
 
-class _Seen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A plain value."""
-
-
-class Member(_Seen, frozen=True, kw_only=True):
+class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One pod of a replica."""
 
     name: str
@@ -64,7 +60,7 @@ class Member(_Seen, frozen=True, kw_only=True):
         return self.ordinal == 0
 
 
-class Replica(_Seen, frozen=True, kw_only=True):
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One EngineReplica with its members and rows."""
 
     name: str
@@ -222,7 +218,7 @@ class Replica(_Seen, frozen=True, kw_only=True):
         return serving == self.living_ranks == set(range(self.copy.parallelism.data))
 
 
-class Engine(_Seen, frozen=True, kw_only=True):
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """The metadata of an InferenceEngine that decisions need."""
 
     name: str

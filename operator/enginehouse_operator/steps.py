@@ -2,7 +2,7 @@
 
 Invariant: a step is complete: acting on it needs nothing but the step, the engine and the operator's settings; doing it twice,
 or not at all because the operator died, leaves a world from which the next plan goes on.
-Does not act (``reconcile.py``).
+Does not act (``act.py``).
 """
 
 from __future__ import annotations

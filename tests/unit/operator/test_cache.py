@@ -33,14 +33,15 @@ def pod(uid: str = "p1", *, version: int = 5, **fields: Any) -> dict[str, Any]:
 def cache() -> Cache:
     """Of one engine with one pod."""
     found = Cache()
-    began = found.begin_read(KEY)
-    found.hold(KEY, World(engine=ENGINE, pods=(pod(),)), began=began, now=NOW)
+    found.begin_read(KEY)
+    found.hold(KEY, World(engine=ENGINE, pods=(pod(),)), now=NOW)
     return found
 
 
 def read_again(cache: Cache, *objects: dict[str, Any]) -> None:
     """What the API server has now."""
-    cache.hold(KEY, World(engine=ENGINE, pods=objects), began=cache.begin_read(KEY), now=NOW)
+    cache.begin_read(KEY)
+    cache.hold(KEY, World(engine=ENGINE, pods=objects), now=NOW)
 
 
 def leaving(cache: Cache, *, version: int) -> None:
@@ -143,8 +144,11 @@ def test_a_listing_of_other_objects_has_everything_read_since_it_does_not_name_w
     read_again(cache)
     assert cache.heard(None, pod("more", version=9, engine="f")) == {("n", "f")}, "it is the same listing"
     assert pods(cache) == {}
+    assert KEY in cache.heard(None, other), "it is named again, so that is another listing"
+    read_again(cache)
+    assert cache.heard(None, pod("more", version=9, engine="f")) == {("n", "f")}
     cache.heard("MODIFIED", other)
-    assert KEY in cache.heard(None, other)
+    assert KEY in cache.heard(None, pod("third", version=9, engine="f"))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,11 @@ def test_a_listing_of_other_objects_has_everything_read_since_it_does_not_name_w
 )
 def test_an_engine_that_somebody_changed_is_read_again(cache: Cache, changes: dict[str, Any]) -> None:
     cache.heard("MODIFIED", ENGINE | {"metadata": ENGINE["metadata"] | {"resourceVersion": "2"} | changes})
+    assert cache.world(KEY, now=NOW) is None
+
+
+def test_an_engine_that_somebody_changed_just_before_its_status_was_written_is_read_again(cache: Cache) -> None:
+    cache.wrote(KEY, ENGINE | {"metadata": ENGINE["metadata"] | {"resourceVersion": "3", "generation": 2}})
     assert cache.world(KEY, now=NOW) is None
 
 
@@ -180,23 +189,24 @@ def test_after_a_listing_a_doubt_and_ten_minutes_it_is_read_again(cache: Cache) 
 
 def test_what_is_heard_during_a_read_is_newer_than_what_is_read(cache: Cache) -> None:
     leaving(cache, version=6)
-    began = cache.begin_read(KEY)
+    cache.begin_read(KEY)
     cache.heard("ADDED", pod("born", version=8))
     cache.heard("DELETED", pod(version=9))
-    cache.hold(KEY, World(engine=ENGINE, pods=(pod(),)), began=began, now=NOW)
+    cache.hold(KEY, World(engine=ENGINE, pods=(pod(),)), now=NOW)
     assert pods(cache) == {"born": "8"}
 
 
 def test_a_doubt_during_a_read_is_not_settled_by_it(cache: Cache) -> None:
-    began = cache.begin_read(KEY)
+    cache.begin_read(KEY)
     cache.doubt(KEY)
-    assert cache.hold(KEY, World(engine=ENGINE), began=began, now=NOW) is not None
+    assert cache.hold(KEY, World(engine=ENGINE), now=NOW) is not None
     assert cache.world(KEY, now=NOW) is None
 
 
 def test_a_deleted_engine_leaves_nothing_behind(cache: Cache) -> None:
     assert cache.heard("DELETED", ENGINE) == {KEY}
-    assert cache.hold(KEY, None, began=cache.begin_read(KEY), now=NOW) is None
+    cache.begin_read(KEY)
+    assert cache.hold(KEY, None, now=NOW) is None
     assert (cache._held, cache._keys) == ({}, {})
 
 
