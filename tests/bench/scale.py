@@ -21,7 +21,7 @@ from typing import Any
 
 import record
 import scale_contenders
-from audited_requests import AuditLog
+from audited_requests import Asked, AuditLog
 from first_times import FirstTimes, Found, is_ready
 from kubernetes_requests import Requests
 from scale_contenders import NAMESPACE, Contender, Operator
@@ -67,10 +67,10 @@ def main() -> int:
 def bars(figures: dict[str, dict[str, Any]]) -> list[record.Bar]:
     found = []
     for count, own in figures.get("enginehouse", {}).items():
-        floor = figures["pods"][count]["all_ready_seconds"]
-        ready = own["all_ready_seconds"] / floor
+        if "pods" in figures:
+            ready = own["all_ready_seconds"] / figures["pods"][count]["all_ready_seconds"]
+            found.append(record.at_most(f"{count} engines Ready, in times of bare pods", ready, limit=READY_LIMIT, unit="x"))
         found += [
-            record.at_most(f"{count} engines Ready, in times of bare pods", ready, limit=READY_LIMIT, unit="x"),
             record.at_most(f"writes per engine, of {count}", own["writes_per_group"], limit=WRITES_LIMIT, unit="writes"),
             record.at_most(f"writes in a quiet minute, {count} engines", own["quiet"]["writes"], limit=0, unit="writes"),
         ]
@@ -151,11 +151,13 @@ def _timed(
 
 def _cost(operator: Operator, log: AuditLog, idle: dict[str, float], *, count: int) -> dict[str, Any]:
     """What the operator asked until it had nothing more to do, and in a quiet minute afterwards."""
-    asked = log.asked()
-    while (more := _after(SETTLED_SECONDS, log)).writes(events=False):
+    asked, more, deadline = log.asked(), None, time.monotonic() + READY_SECONDS
+    while more is None or more.writes(events=False):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the operator has not settled in {READY_SECONDS:.0f} s: {more and more.requests}")
+        more = _after(SETTLED_SECONDS, log)
         asked.requests.update(more.requests)
         asked.refused.update(more.refused)
-    asked.requests.update(more.requests)
     used = _usage(operator.process.pid)
     quiet = _after(QUIET_SECONDS, log)
     end = _usage(operator.process.pid)
@@ -179,7 +181,7 @@ def _cost(operator: Operator, log: AuditLog, idle: dict[str, float], *, count: i
     }
 
 
-def _after(seconds: float, log: AuditLog) -> Any:
+def _after(seconds: float, log: AuditLog) -> Asked:
     time.sleep(seconds)
     return log.asked()
 

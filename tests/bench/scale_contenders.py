@@ -27,6 +27,7 @@ from localkube.errors import LocalkubeError
 from localkube.installation import CHART, SYSTEM_NAMESPACE
 from localkube.paths import CachePaths, cache_root
 from localkube.pki import Authority
+from unused_port import unused_port
 
 NAMESPACE = "scale"
 START_SECONDS = 90.0
@@ -173,7 +174,7 @@ def _start_kuberay(cluster: Cluster, folder: Path) -> Operator:
     module = ensure_module(_KUBERAY, cache=CachePaths(cache_root()))
     _define(cluster, *sorted(module.glob("crd-*.yaml")), served="rayclusters.ray.io")
     _make_administrator(cluster)
-    ports = [f"--metrics-addr=127.0.0.1:{_free_port()}", f"--health-probe-bind-address=127.0.0.1:{_free_port()}"]
+    ports = [f"--metrics-addr=127.0.0.1:{unused_port()}", f"--health-probe-bind-address=127.0.0.1:{unused_port()}"]
     started = _start(cluster, folder, [str(module / "kuberay-operator"), "--enable-leader-election=false", *ports])
     _wait("KubeRay works", started, lambda: "Starting workers" in (folder / "operator.log").read_text())
     return started
@@ -183,7 +184,7 @@ def _start_lws(cluster: Cluster, folder: Path) -> Operator:
     module = ensure_module(_LWS, cache=CachePaths(cache_root()))
     _define(cluster, module / "crds.yaml", served="leaderworkersets.leaderworkerset.x-k8s.io")
     _make_administrator(cluster)
-    port = _free_port()
+    port = unused_port()
     authority = Authority(folder / "webhook")
     authority.serving("tls", addresses=("127.0.0.1",))
     bundle = base64.b64encode((folder / "webhook" / "ca.crt").read_bytes()).decode()
@@ -195,8 +196,8 @@ def _start_lws(cluster: Cluster, folder: Path) -> Operator:
         "internalCertManagement": {"enable": False},
         "leaderElection": {"leaderElect": False},
         "webhook": {"port": port, "host": "127.0.0.1", "certDir": str(folder / "webhook")},
-        "metrics": {"bindAddress": f"127.0.0.1:{_free_port()}"},
-        "health": {"healthProbeBindAddress": f"127.0.0.1:{_free_port()}"},
+        "metrics": {"bindAddress": f"127.0.0.1:{unused_port()}"},
+        "health": {"healthProbeBindAddress": f"127.0.0.1:{unused_port()}"},
     }
     (folder / "lws.yaml").write_text(yaml.safe_dump(configuration))
     started = _start(cluster, folder, [str(module / "lws-manager"), "--config", str(folder / "lws.yaml"), "--zap-log-level=2"])
@@ -261,12 +262,6 @@ def _wait(what: str, operator: Operator, holds: Callable[[], bool]) -> None:
             operator.process.kill()
             raise RuntimeError(f"{what}: not within {START_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

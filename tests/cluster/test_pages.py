@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from localkube.binaries import KUBERNETES, KUBERNETES_VERSIONS
 from localkube.installation import SYSTEM_NAMESPACE, Installation, install
 from localkube.paths import CachePaths, cache_root
 from page_blocks import Command
+from unused_port import unused_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -183,11 +183,6 @@ def reader(installation: Installation, namespace: str, folder: Path) -> Reader:
     return Reader(environment | {"KUBECONFIG": str(own)}, clone, {})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 def test_the_tutorial_leads_where_it_says(installation: Installation, space: Any, tmp_path: Path) -> None:
     def a_pod() -> str:
         (*_, name) = space.kubectl("get", "pods", "-l", "enginehouse.dev/engine=smollm2", "-o", "name").split()
@@ -199,7 +194,7 @@ def test_the_tutorial_leads_where_it_says(installation: Installation, space: Any
         "REGISTRY/enginehouse-operator": f"{repository} --set-string image.tag={tag}",
         "REGISTRY/enginehouse-engine:0.1.0": installation.engine_image,
         r"\bPOD\b": a_pod,
-        r"\b8080\b": str(free_port()),
+        r"\b8080\b": str(unused_port()),
     }
     folder = model.ensure(CachePaths(cache_root())).parent
     volume = walker.clone / "examples" / "smollm2-volume.yaml"

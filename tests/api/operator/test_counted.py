@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.error
 import urllib.request
 
@@ -11,13 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripted_kubelet import failure, now
 from stage import Stage
 
+from unused_port import unused_port
+
 pytestmark = pytest.mark.api
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Operator:
