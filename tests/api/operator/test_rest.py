@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 from stage import Stage
@@ -26,6 +27,25 @@ def test_two_settled_engines_cause_no_write_in_a_minute_and_cost_little_memory(s
     assert stage.writes()[before:] == []
     assert operator.resident_bytes < MOST_RESIDENT_BYTES
     assert operator.terminate() == 0
+
+
+def test_each_object_of_an_engine_of_two_pods_is_written_once(stage: Stage) -> None:
+    stage.operator()
+    stage.apply(executor="Simulated", parallelism={"data": 2, "workersPerMember": 1})
+    stage.until_condition("Ready", "True")
+    stage.until_settled(lambda: True)
+    written = Counter(write.removesuffix("/") for write in stage.writes() if not write.endswith("/status"))
+    events = written.pop("create events")
+    assert written == {
+        "create enginereplicas": 1,
+        "create pods": 2,
+        "patch poddisruptionbudgets": 1,
+        "patch rolebindings": 1,
+        "patch roles": 1,
+        "patch serviceaccounts": 1,
+        "patch services": 2,
+    }
+    assert events == 1, "that there is a replica"
 
 
 @pytest.mark.parametrize("image", ["engine:1", "engine:2"], ids=["the same", "another version"])

@@ -105,8 +105,8 @@ class MemoryApi:
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         self._ask("delete", kind.plural, name)
-        self._found(kind.plural, name, uid)
-        del self.objects[kind.plural, name]
+        if self.objects.get((kind.plural, name), {}).get("metadata", {}).get("uid") == uid:  # else it is gone already
+            del self.objects[kind.plural, name]
 
     def _ask(self, verb: str, plural: str, name: str) -> None:
         if plural != "events":
