@@ -37,9 +37,7 @@ def api_cluster(kubernetes_version: str) -> Iterator[cluster.Cluster]:
         else:  # of another version than KUBECONFIG may have
             started = cluster.start(name, control_plane_only=True, controller_manager=True, kubernetes=kubernetes_version)
         started.kubectl("apply", "-f", str(REPOSITORY / "crds"))
-        # A definition that nobody has looked at yet has conditions that kubectl cannot read.
-        started.kubectl("wait", "--for=jsonpath={.status.conditions[0].type}", "--timeout=30s", "-f", str(REPOSITORY / "crds"))
-        started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(REPOSITORY / "crds"))
+        started.until_served("-f", str(REPOSITORY / "crds"))
         yield started
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,11 +56,11 @@ class Kubectl:
     """kubectl in one namespace."""
 
     def __init__(self, api_cluster: cluster.Cluster, namespace: str) -> None:
-        self._cluster = api_cluster
+        self.cluster = api_cluster
         self._namespace = namespace
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> str:
-        return self._cluster.kubectl("-n", self._namespace, *arguments, stdin=stdin)
+        return self.cluster.kubectl("-n", self._namespace, *arguments, stdin=stdin)
 
     def json(self, *arguments: str) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads(self(*arguments, "-o", "json"))
@@ -261,9 +261,7 @@ class OtherGroup:
         other = json.loads(json.dumps(definition).replace("enginehouse.dev", self.group))
         other["spec"]["names"] |= {"shortNames": [], "categories": []}
         self._kubectl("apply", "-f-", stdin=json.dumps(other))
-        # A definition that nobody has looked at yet has conditions that kubectl cannot read.
-        self._kubectl("wait", "--for=jsonpath={.status.conditions[0].type}", f"crd/{other['metadata']['name']}", "--timeout=30s")
-        self._kubectl("wait", "--for=condition=Established", f"crd/{other['metadata']['name']}", "--timeout=30s")
+        self._kubectl.cluster.until_served(f"crd/{other['metadata']['name']}")
 
     def remove(self) -> None:
         self._kubectl("delete", "crd", f"inferenceengines.{self.group}", "--wait=false")

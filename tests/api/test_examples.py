@@ -45,7 +45,7 @@ def with_foreign_kinds(api_cluster: cluster.Cluster) -> None:
         pytest.skip("definitions of other projects are not put into a cluster of yours")
     folder = str(gitops_tools.foreign_crds())
     api_cluster.kubectl("apply", "--server-side", "-f", folder)
-    api_cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", folder)
+    api_cluster.until_served("-f", folder)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

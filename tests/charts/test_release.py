@@ -39,9 +39,7 @@ def test_engines_outlive_the_release_unless_told_otherwise(fresh: cluster.Cluste
     notes = install()
     assert "kubectl get ie,ier" in notes
     assert "Uninstalling leaves the CRDs and every engine" in notes
-    fresh.kubectl(
-        "wait", "--for=condition=Established", "crd/inferenceengines.enginehouse.dev", "--timeout=120s", timeout_seconds=130
-    )
+    fresh.until_served("crd", "--all")
     fresh.kubectl("apply", "-f", str(ROOT / "examples" / "minimal.yaml"))
 
     install("--set", "replicas=0", "--set", "watchNamespace=default")

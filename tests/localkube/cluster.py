@@ -65,6 +65,12 @@ class Cluster:
         """The same of helm."""
         return self._run("helm", *arguments, stdin=None, timeout_seconds=timeout_seconds)
 
+    def until_served(self, *definitions: str) -> None:
+        """Until definitions (arguments of `kubectl wait`) are established: their kinds can be used."""
+        # One that nobody has looked at yet has conditions that kubectl cannot read.
+        for condition in ("jsonpath={.status.conditions[0].type}", "condition=Established"):
+            self.kubectl("wait", f"--for={condition}", *definitions, "--timeout=60s", timeout_seconds=70)
+
     def _run(self, program: str, *arguments: str, stdin: str | None, timeout_seconds: float) -> str:
         command = [str(self.binaries / program), *arguments]
         shown = f"{program} {' '.join(arguments)}"

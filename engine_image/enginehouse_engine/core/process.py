@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from enginehouse_engine import engine_process
 from enginehouse_engine.engine_process import Stopped
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from enginehouse_engine.executor.rendezvous import Peer
 
 logger = logging.getLogger("enginehouse.core")
+
+CAUSE_SECONDS: Final = 2.0
+"""For the launcher to end a core whose worker is gone. Workers whose core is gone wait, too."""
 
 
 def main() -> int:
@@ -45,6 +48,7 @@ def _serve(registration: Registration, arguments: argparse.Namespace) -> None:
     from enginehouse_engine.core.engine_core import EngineCore
     from enginehouse_engine.core.loop import Loop
     from enginehouse_engine.cores import spin_briefly
+    from enginehouse_engine.executor.contract import WorkerGone
     from enginehouse_engine.executor.factory import create_executor
 
     spin_briefly()
@@ -52,23 +56,23 @@ def _serve(registration: Registration, arguments: argparse.Namespace) -> None:
     config = configuration.load(Path(arguments.config))
     registration.stage("load")
     rendezvous = _Rendezvous(registration, config, rank=rank, incarnation=incarnation)
-    executor = create_executor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)
     try:
-        registration.stage("profile")
-        core = EngineCore(config, executor)
-        fit = core.fit
-        elapsed = time.monotonic() - started
-        logger.info(
-            "context %d tokens, limited by %s; %d KV blocks; up after %.1f s",
-            fit.max_context_length,
-            fit.limited_by,
-            fit.usable_blocks,
-            elapsed,
-        )
-        registration.stage("handshake")
-        Loop(registration, config, core, executor, rank=rank, incarnation=incarnation, held=rendezvous.held).run()
-    finally:
-        executor.shutdown()
+        executor = create_executor(config, rank=rank, incarnation=incarnation, rendezvous=rendezvous)
+        try:
+            registration.stage("profile")
+            core = EngineCore(config, executor)
+            fit, elapsed = core.fit, time.monotonic() - started
+            words = "context %d tokens, limited by %s; %d KV blocks; up after %.1f s"
+            logger.info(words, fit.max_context_length, fit.limited_by, fit.usable_blocks, elapsed)
+            registration.stage("handshake")
+            Loop(registration, config, core, executor, rank=rank, incarnation=incarnation, held=rendezvous.held).run()
+        finally:
+            executor.shutdown()
+    except WorkerGone:
+        # Its own launcher knows of what, and ends this process as well: that cause says more than what is seen from here, and
+        # on a busy machine, or from another pod, it may come later.
+        time.sleep(CAUSE_SECONDS)
+        raise
 
 
 class _Rendezvous:

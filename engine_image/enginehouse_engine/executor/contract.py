@@ -26,6 +26,10 @@ class ExecutorFailure(Exception):
         self.failure_class = failure_class
 
 
+class WorkerGone(ExecutorFailure):
+    """A worker has ended, or has said that it is about to. Of what, its launcher knows best."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProfile:
     """What one worker says about its model and its memory after the profile run."""

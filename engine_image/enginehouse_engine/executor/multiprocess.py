@@ -16,7 +16,7 @@ import time
 from typing import Any, Final
 
 from enginehouse_engine.config import EngineConfig
-from enginehouse_engine.executor.contract import Executor, ExecutorFailure, StepInput, StepOutput, WorkerProfile
+from enginehouse_engine.executor.contract import Executor, ExecutorFailure, StepInput, StepOutput, WorkerGone, WorkerProfile
 from enginehouse_engine.executor.messages import Call, Failed, FromWorker, Profiled, Returned, Step, Stepped, ToWorker
 from enginehouse_engine.executor.rendezvous import WORKER, Peer, Rendezvous, peer, queue_record
 from enginehouse_engine.executor.serving import CORE_READER, reader_name
@@ -135,7 +135,7 @@ class MultiprocessExecutor(Executor):
         try:
             self._writer.send(self._encoder.encode(message), correlation=number, deadline_seconds=deadline_seconds)
         except QueueError as error:
-            raise self._failed(str(error)) from error
+            raise self._gone(str(error)) from error
         return number
 
     def _answers(self, number: int, wanted: range, what: str, *, deadline_seconds: float) -> dict[int, FromWorker]:
@@ -172,12 +172,16 @@ class MultiprocessExecutor(Executor):
                 gone.append(f"{name} is gone: {error}")
         if gone:
             # One that fails takes others along that wait for it: whoever failed by this moment is named.
-            raise self._failed("\n".join(gone), failure_class=told[0].kind if told else "Exception")
+            raise self._gone("\n".join(gone), failure_class=told[0].kind if told else "Exception")
         return answers
 
     def _failed(self, what: str, *, failure_class: str = "Exception", late: bool = False) -> ExecutorFailure:
         """``late``: nothing but the start-up's deadline was missed."""
         self._failure = ExecutorFailure(f"rank {self._rank}: {what}", failure_class="StartupTimeout" if late else failure_class)
+        return self._failure
+
+    def _gone(self, what: str, *, failure_class: str = "Exception") -> WorkerGone:
+        self._failure = WorkerGone(f"rank {self._rank}: {what}", failure_class=failure_class)
         return self._failure
 
     def _check_usable(self) -> None:

@@ -25,7 +25,7 @@ def gpu_cluster(kubernetes_version: str) -> Iterator[cluster.Cluster]:
     started = cluster.start(name, control_plane_only=True, fake_nodes=NODES, fake_gpus=GPUS, kubernetes=kubernetes_version)
     crds = str(Path(__file__).parents[3] / "crds")
     started.kubectl("apply", "-f", crds)
-    started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crds)
+    started.until_served("-f", crds)
     yield started
     started.stop()
 

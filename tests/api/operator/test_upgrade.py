@@ -80,7 +80,7 @@ def test_an_added_default_and_its_rollback_end_no_replica_and_change_no_pod(
 
     # The operator is a process of this test: the chart's own has no kubelet to run it.
     helm("install", "enginehouse", str(earlier), "--create-namespace", "--set", "replicas=0")
-    fresh.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s", timeout_seconds=70)
+    fresh.until_served("crd", "--all")
     operator = stage.operator()
     stage.apply(replicas=2)
     stage.until_condition("Ready", "True")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from enginehouse_engine.config import EngineConfig, ParallelConfig
 from enginehouse_engine.core.engine_core import EngineCore
+from enginehouse_engine.core.process import CAUSE_SECONDS
 from enginehouse_engine.executor.contract import Executor
 from enginehouse_engine.executor.in_process import InProcessExecutor
 from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
@@ -74,12 +76,14 @@ def test_an_engine_core_with_workers_does_without_torch(make_rank, small_models:
     assert rank.exit_code("worker", 0) == 0
 
 
-def test_an_idle_core_whose_worker_dies_ends_at_once_and_names_it(make_rank) -> None:  # type: ignore[no-untyped-def]
+def test_an_idle_core_whose_worker_dies_leaves_its_launcher_time_to_say_of_what_and_then_ends_and_names_it(make_rank) -> None:  # type: ignore[no-untyped-def]
     rank = make_rank(2, core=True, behaviours={})
     ready_core(rank)
     rank.kill(1)
+    killed = time.monotonic()
     said = rank.said("engine-core", 0, "failed")
-    assert "ExecutorFailure: rank 0: worker 1 is gone" in said["message"]
+    assert time.monotonic() - killed >= CAUSE_SECONDS
+    assert "WorkerGone: rank 0: worker 1 is gone" in said["message"]
     assert rank.exit_code("engine-core", 0) == 1
 
 
