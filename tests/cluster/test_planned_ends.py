@@ -19,6 +19,9 @@ from simulated_engine import all_serve, change, evict, pods
 
 pytestmark = pytest.mark.cluster
 
+DRAIN = {"timeoutSeconds": 30}
+"""Long enough for endpoints that settle late, on a busy machine."""
+
 
 @contextmanager
 def under_load(space: Any) -> Iterator[Load]:
@@ -52,7 +55,7 @@ def replica_of(pod: dict[str, Any]) -> str:
 
 
 def test_no_request_is_lost_while_another_replica_serves(space: Any) -> None:
-    space.apply(simulated_engine.manifest(replicas=3, rollout={"maxUnavailable": 2}))
+    space.apply(simulated_engine.manifest(replicas=3, rollout={"maxUnavailable": 2}, drain=DRAIN))
     space.wait("Ready", name="sim")
     with under_load(space) as load:
         first, second, _ = leaders = pods(space)
@@ -94,7 +97,7 @@ def test_no_request_is_lost_while_another_replica_serves(space: Any) -> None:
 
 
 def test_a_member_that_is_evicted_ends_its_replica_without_a_lost_request(space: Any) -> None:
-    space.apply(simulated_engine.manifest(replicas=2, parallelism={"data": 2, "tensor": 2, "workersPerMember": 2}))
+    space.apply(simulated_engine.manifest(replicas=2, parallelism={"data": 2, "tensor": 2, "workersPerMember": 2}, drain=DRAIN))
     space.wait("Ready", name="sim")
     with under_load(space) as load:
         worker, pod = next(iter(pods(space, role="worker").items()))

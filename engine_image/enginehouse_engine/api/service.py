@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,8 @@ class Service:
     """Responses tell clients to connect elsewhere next time."""
     closed: bool = False
     """New requests are refused."""
+    entered: float = -math.inf
+    """When the newest request was let in, on the monotonic clock."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="tokenize"))
     slow_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize-long"))
@@ -82,6 +85,7 @@ class Service:
         if self.front_end.ranks.are_full:
             raise errors.overloaded()
         self._under_way += 1
+        self.entered = time.monotonic()
         self.idle.clear()
         try:
             yield self.text, limit

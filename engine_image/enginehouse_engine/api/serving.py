@@ -39,6 +39,8 @@ logger = logging.getLogger("enginehouse.api")
 
 _FLUSH_SECONDS: Final = 1.0
 """For handlers to send the error that their requests ended with."""
+_QUIET_SECONDS: Final = 2.0
+"""Without a new request: then endpoints have settled."""
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than what load balancers keep idle connections for, so that they and not we close them."""
 _EXIT_LAUNCHER_GONE: Final = 1
@@ -195,11 +197,16 @@ class _Serving:
         self._say_how_things_are()
 
     async def _drained(self, *, timeout_seconds: float, settle_seconds: float) -> None:
-        """Go on accepting while clients learn of it, then refuse, finish what is under way, and say so."""
+        """Go on accepting while clients learn of it, then refuse, finish what is under way, and say so.
+
+        Endpoints settle in ``settle_seconds``; where requests still come then, for up to half of the time that is left.
+        """
         deadline = time.monotonic() + timeout_seconds
         self._service.draining = True
         kept = [connection for connection in self._http.connections if isinstance(connection, HttpProtocol)]
         await asyncio.sleep(min(settle_seconds, timeout_seconds))
+        if settle_seconds:
+            await self._until_nobody_comes(time.monotonic() + (deadline - time.monotonic()) / 2)
         self._service.closed = True
         # Whoever used its connection meanwhile has left it, these were idle all the time. A new one is about to be used.
         for connection in kept:
@@ -208,6 +215,11 @@ class _Serving:
             await asyncio.wait_for(self._service.idle.wait(), max(0.0, deadline - time.monotonic()))
         await self._end_requests(errors.unavailable("the engine's time to drain is over; send the request again", code="draining"))
         self._registration.send("drained")
+
+    async def _until_nobody_comes(self, deadline: float) -> None:
+        """Whoever still sends requests here has not heard of the end yet, and would lose them when this server goes."""
+        while (left := min(self._service.entered + _QUIET_SECONDS, deadline) - time.monotonic()) > 0:  # noqa: ASYNC110 - no poll
+            await asyncio.sleep(left)  # to a time that is known, which another request may move on
 
     async def _end_requests(self, failure: errors.ApiError) -> None:
         """Whatever is still under way ends with ``failure``."""

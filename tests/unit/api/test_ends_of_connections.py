@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
 import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
@@ -126,6 +127,24 @@ def test_a_request_on_a_connection_that_was_opened_late_is_refused_and_not_reset
         assert kept.recv(1) == b"", "that is when the server closes what nobody uses"
         late.sendall(request_bytes(ASK))
         assert read_until(late, b"}}").startswith(b"HTTP/1.1 503")
+
+
+@pytest.mark.parametrize(("timeout_seconds", "refuses"), [(60, False), (4, True)], ids=["until they stop", "for half of its time"])
+def test_requests_that_still_come_after_endpoints_should_have_settled_are_answered(
+    timeout_seconds: float, refuses: bool, tmp_path: Path
+) -> None:
+    with ApiServer(tmp_path, engine_config()) as server:
+        server.core()
+        server.launcher.wait_for("ready")
+        server.launcher.send(type="drain", timeoutSeconds=timeout_seconds, settleSeconds=0.1)
+        eventually(lambda: get(server, "/ready").status_code == 503, "ready says no")
+        said = []
+        for _ in range(8):  # four seconds, in none of which nobody comes
+            said.append(read_until(server.raw(request_bytes(ASK)), b"}}").split(b" ", 2)[1])
+            time.sleep(0.5)
+        assert said[:3] == [b"200"] * 3
+        assert set(said[3:]) == ({b"200", b"503"} if refuses else {b"200"})
+        server.launcher.wait_for("drained")
 
 
 def test_a_client_of_a_server_without_a_rank_is_sent_to_another_connection(tmp_path: Path) -> None:
