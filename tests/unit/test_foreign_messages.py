@@ -97,7 +97,7 @@ LISTENERS = {
         messages.decode_from_monitor,
         MessageError,
         msgspec.json.encode,
-        (messages.Drain(3.0), messages.Abort((0,), DEATH), messages.Resize(3)),
+        (messages.Drain(), messages.Abort((0,), DEATH), messages.Resize(3)),
     ),
     "monitor, of the launcher": Listener(
         link._decode,

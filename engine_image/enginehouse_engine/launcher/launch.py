@@ -197,12 +197,9 @@ class Launcher:
         match message:
             case messages.Stored():
                 self._do(self._lifecycle.monitor_stored())
-            case messages.Drain(timeout_seconds=None):
+            case messages.Drain():
                 logger.info("the monitor says that the replica ends")
                 self._do(self._lifecycle.replica_ends())
-            case messages.Drain(timeout_seconds=seconds):
-                logger.info("the monitor asks for an end within %g s", seconds)
-                self._do(self._lifecycle.asked_to_stop(timeout_seconds=seconds))
             case messages.Resize(data=ranks_wanted):
                 logger.info("the monitor asks for %d ranks", ranks_wanted)
                 self._do(self._lifecycle.resized(ranks_wanted))

@@ -165,15 +165,15 @@ class Lifecycle(Resizing):
         actions += self._go_on(unit)
         return self._tell() + actions
 
-    def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
-        """SIGTERM, SIGINT or the monitor's ``drain``. A second time, or with timeout 0, the requests under way are cut."""
-        if self._replica_ends and timeout_seconds != 0:
+    def asked_to_stop(self) -> list[Action]:
+        """SIGTERM or SIGINT. A second time the requests under way are cut."""
+        if self._replica_ends:
             self._replica_ends = False
             return []
         self._forget_deaths()
-        if self.phase is Phase.SERVING and timeout_seconds != 0:
-            return self._drain(timeout_seconds)
-        if self.phase in (Phase.SERVING, Phase.DRAINING):
+        if self.phase is Phase.SERVING:
+            return self._drain()
+        if self.phase is Phase.DRAINING:
             return self._stop(seconds=STOP_SECONDS)
         if self.phase is Phase.STARTING:
             return self._stop(seconds=0.0)
@@ -279,9 +279,9 @@ class Lifecycle(Resizing):
         """A process of ``unit`` is reaped, or was never there."""
         return self._begin_next(unit) or (self._fit_ranks() + self._check_drained() + self._check_ended())
 
-    def _drain(self, timeout_seconds: float | None) -> list[Action]:
+    def _drain(self) -> list[Action]:
         settle = SETTLE_SECONDS if self.monitor else 0.0
-        timeout = self.drain_timeout_seconds + settle if timeout_seconds is None else timeout_seconds
+        timeout = self.drain_timeout_seconds + settle
         self.phase = Phase.DRAINING
         self._deadline = self.now + timeout + DRAIN_MARGIN_SECONDS
         message = {"type": "drain", "timeoutSeconds": timeout, "settleSeconds": settle}

@@ -97,12 +97,12 @@ class MemberLifecycle(Lifecycle):
             self._own_cause = Cause(termination.EXCEPTION, text)
         return self._stop(seconds=0.0)
 
-    def asked_to_stop(self, *, timeout_seconds: float | None = None) -> list[Action]:
+    def asked_to_stop(self) -> list[Action]:
         """The leader hears of it, and drains; only a second time is anything cut. Where all have left nothing is waited for."""
         if self.phase is Phase.SERVING and not any(unit.lives or unit.alive() for unit in self.units):
             return self._stop(seconds=0.0)
         self._leaving = True
-        return super().asked_to_stop(timeout_seconds=timeout_seconds)
+        return super().asked_to_stop()
 
     def asked_to_end_ranks(self, ranks: tuple[int, ...], *, cause: Cause | None = None) -> list[Action]:
         """Of a death that its monitor saw before the cause was known, the leader is about to tell the cause."""
@@ -220,10 +220,9 @@ class MemberLifecycle(Lifecycle):
             return []
         return self._stop(seconds=0.0)
 
-    def _drain(self, timeout_seconds: float | None) -> list[Action]:
-        seconds = self.drain_timeout_seconds if timeout_seconds is None else timeout_seconds
+    def _drain(self) -> list[Action]:
         self.phase = Phase.DRAINING
-        self._deadline = self.now + seconds + SETTLE_SECONDS + DRAIN_MARGIN_SECONDS + STOP_SECONDS
+        self._deadline = self.now + self.drain_timeout_seconds + SETTLE_SECONDS + DRAIN_MARGIN_SECONDS + STOP_SECONDS
         return []
 
     def _check_drained(self) -> list[Action]:

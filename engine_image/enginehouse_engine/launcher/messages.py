@@ -100,10 +100,8 @@ class Stored(msgspec.Struct, frozen=True, tag="stored"):
     """The row with this pod's UID is in the API."""
 
 
-class Drain(msgspec.Struct, frozen=True, tag="drain", rename="camel"):
-    """End in order: finish requests for so long; None = the replica ends, and everybody takes the time to drain that is his own."""
-
-    timeout_seconds: float | None = None
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """The replica ends: finish requests, for as long as this pod's own time to drain is."""
 
 
 class Death(msgspec.Struct, frozen=True, rename="camel"):

@@ -290,7 +290,8 @@ def test_silence_is_not_judged_while_it_has_another_deadline_but_a_lasting_stop_
 
 def test_a_process_that_is_stopped_while_the_engine_stops_is_killed_at_its_deadline_and_no_failure() -> None:
     story = Watched().serve()
-    story.life.asked_to_stop(timeout_seconds=0)
+    story.life.asked_to_stop()
+    story.life.asked_to_stop()
     (server,), (core,) = story.servers, story.cores
     story.life.stopped(core, number=signal.SIGSTOP)
     story.exit(server, CLEAN, bye=True)

@@ -410,11 +410,7 @@ def test_a_death_while_the_monitor_is_away_is_told_to_the_next_one(launched: Any
     monitor.close()
 
 
-@pytest.mark.parametrize(
-    "message",
-    [{"type": "drain"}, {"type": "drain", "timeoutSeconds": 0}, {"type": "abort", "ranks": [0]}],
-    ids=["drain", "cut", "abort"],
-)
+@pytest.mark.parametrize("message", [{"type": "drain"}, {"type": "abort", "ranks": [0]}], ids=["drain", "abort"])
 def test_the_monitor_can_end_the_engine(launched: Any, tmp_path: Path, message: dict[str, Any]) -> None:
     monitor = FakeMonitor(tmp_path / "monitor")
     one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"))

@@ -170,13 +170,6 @@ def test_in_a_pod_requests_are_taken_while_endpoints_settle_and_the_drain_is_as_
     assert story.life.deadline == 60 + SETTLE_SECONDS + DRAIN_MARGIN_SECONDS
 
 
-def test_a_time_to_drain_that_the_monitor_names_is_the_whole() -> None:
-    story = Story(monitor="/run/m").serve()
-    message = {"type": "drain", "timeoutSeconds": 9, "settleSeconds": SETTLE_SECONDS}
-    assert asked(story.life.asked_to_stop(timeout_seconds=9)) == [Send(story.servers[0], message)]
-    assert story.life.deadline == 9 + DRAIN_MARGIN_SECONDS
-
-
 @pytest.mark.parametrize("first", ["the monitor", "a signal"])
 def test_a_replica_that_ends_drains_once_whoever_says_so_and_however_often(first: str) -> None:
     """Its object and its pod are deleted by one and the same command: neither is a second request, which would cut."""
@@ -199,10 +192,10 @@ def test_a_replica_that_ends_while_it_starts_has_nothing_to_drain() -> None:
 
 def test_a_drain_that_does_not_end_is_ended_and_a_stop_that_is_not_obeyed_kills() -> None:
     story = Story().serve()
-    story.life.asked_to_stop(timeout_seconds=7)
-    actions = story.life.clock(7 + DRAIN_MARGIN_SECONDS)
+    story.life.asked_to_stop()
+    actions = story.life.clock(60 + DRAIN_MARGIN_SECONDS)
     assert told(actions, "stop") == list(story.all)
-    assert killed(story.life.clock(7 + DRAIN_MARGIN_SECONDS + STOP_SECONDS)) == list(story.all)
+    assert killed(story.life.clock(60 + DRAIN_MARGIN_SECONDS + STOP_SECONDS)) == list(story.all)
     for process in story.all:
         story.exit(process, KILLED)
     assert (story.life.phase, story.life.cause) == (Phase.ENDED, None)
@@ -261,7 +254,8 @@ def test_the_first_death_is_the_cause_although_another_is_reaped_first() -> None
 
 def test_a_crash_while_stopping_is_a_failure_all_the_same() -> None:
     story = Story().serve()
-    story.life.asked_to_stop(timeout_seconds=0)
+    story.life.asked_to_stop()
+    story.life.asked_to_stop()
     story.exit(story.cores[0], Exit(signal=11))
     story.exit(story.servers[0], CLEAN, bye=True)
     assert termination.exit_code(story.life.cause) == 139

@@ -184,7 +184,8 @@ def test_a_process_that_the_kernel_does_not_let_go_is_named_and_holds_only_its_o
     story.life.pipe_closed(story.cores[0], bye=False)
     story.life.clock(story.life.deadline)
     assert story.words() == [(1, "Dead"), (1, "Serving")]
-    story.life.asked_to_stop(timeout_seconds=0)
+    story.life.asked_to_stop()
+    story.life.asked_to_stop()
     story.exit(story.servers[0], CLEAN, bye=True)
     story.exit(story.cores[1], CLEAN, bye=True)
     assert story.life.phase is Phase.STOPPING
@@ -229,7 +230,8 @@ def test_a_stop_during_a_restart_starts_nothing_and_does_not_wait_for_it() -> No
 
 def test_workers_are_stopped_when_their_core_has_exited_each_rank_for_itself() -> None:
     story = Story(ranks=2, workers=2).serve()
-    actions = story.life.asked_to_stop(timeout_seconds=0)
+    story.life.asked_to_stop()
+    actions = story.life.asked_to_stop()
     assert told(actions, "stop") == [*story.servers, *story.cores]
     first, second = story.cores
     assert told(story.exit(second, CLEAN, bye=True), "stop") == [worker for worker in story.workers if worker.rank == 1]
@@ -450,7 +452,8 @@ def test_whoever_is_killed_because_of_a_death_is_asked_where_it_was_and_nobody_i
     gone = [process for process in story.all if process.rank == 1]
     assert asked_for_stacks(story.life.asked_to_end_ranks((1,))) == [(process, False) for process in gone]
     story = Story(workers=1).serve()
-    story.life.asked_to_stop(timeout_seconds=0)
+    story.life.asked_to_stop()
+    story.life.asked_to_stop()
     assert asked_for_stacks(story.life.clock(story.life.deadline)) == [(process, False) for process in story.all]
 
 
