@@ -118,8 +118,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     block_size: int
     max_batch: int
     """Most requests running at once."""
-    context_limited_by: str = ""
-    """``model``, ``memory`` or ``spec``."""
     stats: StepStats | None = None
     """The figures of now: a front end may come late."""
 
@@ -144,8 +142,6 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     prompt: bytes
     """:func:`pack_tokens` of the prompt's token ids; at least one."""
     sampling: Sampling
-    arrival_seconds: float = 0.0
-    """``time.monotonic`` of the front end at arrival: same machine, same clock."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -180,10 +176,7 @@ class StepStats(msgspec.Struct, frozen=True, omit_defaults=True):
     running: int = 0
     waiting: int = 0
     kv_blocks_used: int = 0
-    kv_blocks_total: int = 0
     preemptions: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
     cached_tokens: int = 0
     steps: int = 0
     model_seconds: float = 0.0

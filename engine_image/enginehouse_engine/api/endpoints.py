@@ -90,7 +90,7 @@ class _Endpoint(ABC, Generic[_Request]):
 
     def _generate(self, plan: Plan, text: ModelText, arrival: float) -> Generation:
         submits = [
-            Submit(f"{plan.form.id}-{place}-{answer}", prompt, sampling, arrival)
+            Submit(f"{plan.form.id}-{place}-{answer}", prompt, sampling)
             for place, (prompt, samplings) in enumerate(zip(plan.prompts, plan.samplings, strict=True))
             for answer, sampling in enumerate(samplings)
         ]

@@ -55,8 +55,6 @@ class EngineCore:
             max_step_tokens=config.max_step_tokens,
         )
         self._sequences: dict[tuple[int, str], Sequence] = {}
-        self._prompt_tokens = 0
-        self._generated_tokens = 0
         self._cached_tokens = 0
         self._steps = 0
         self._clock = clock
@@ -141,10 +139,7 @@ class EngineCore:
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
             kv_blocks_used=self._pool.used_blocks,
-            kv_blocks_total=self._pool.usable_blocks,
             preemptions=self._scheduler.preemptions,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
             cached_tokens=self._cached_tokens,
             steps=self._steps,
             model_seconds=self._model_seconds,
@@ -182,7 +177,6 @@ class EngineCore:
         first = sequence.generated == 0
         prompt_logprobs = None
         if first:
-            self._prompt_tokens += sequence.prompt_length
             self._cached_tokens += sequence.cached_tokens or 0
             if sequence.prompt_scores is not None:
                 prompt_logprobs = sequence.prompt_scores.message()
@@ -193,7 +187,6 @@ class EngineCore:
             self._forget(sequence)
             return RequestOutput(sequence.request_id, (), "length", prompt_logprobs=prompt_logprobs, cached_tokens=cached_tokens)
         sequence.tokens.append(token)
-        self._generated_tokens += 1
         reason = self._finish_reason(sequence, token)
         if reason is not None:
             self._forget(sequence)

@@ -59,7 +59,6 @@ class Loop:
             kv_blocks=core.fit.usable_blocks,
             block_size=config.block_size,
             max_batch=config.max_batch,
-            context_limited_by=core.fit.limited_by,
         )
         self._registration = registration
         self._config = config

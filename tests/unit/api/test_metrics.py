@@ -63,7 +63,7 @@ def test_figures_of_requests_and_ranks(server: ApiServer, core: Core, http: http
     assert grown("enginehouse_http_responses_total,api_server=0,path=/v1/completions,status=200") == 1
     assert after["enginehouse_max_context_length_tokens"] == 64
     assert after["enginehouse_cache_config_info,block_size=16,num_gpu_blocks=32"] == 1
-    core.send(encode(Outputs((), StepStats(running=3, waiting=2, kv_blocks_used=8, kv_blocks_total=32, preemptions=7))))
+    core.send(encode(Outputs((), StepStats(running=3, waiting=2, kv_blocks_used=8, preemptions=7))))
     eventually(lambda: _scrape(server)["enginehouse_requests_running"] == 3, "the core's figures")
     figures = _scrape(server)
     assert figures["enginehouse_requests_waiting"] == figures["vllm:num_requests_waiting"] == 2

@@ -114,8 +114,6 @@ def test_a_second_request_reuses_the_prefix_and_says_how_much() -> None:
     assert [output.cached_tokens for output in second] == [32, 0, 0, 0]
     assert tokens_of(first) == tokens_of(second)
     assert engine.stats().cached_tokens == 32
-    assert engine.stats().prompt_tokens == 80
-    assert engine.stats().generated_tokens == 8
 
 
 def test_outputs_go_to_the_front_end_that_asked_though_ids_are_equal() -> None:

@@ -130,8 +130,6 @@ def test_with_no_answer_asked_for_only_the_prompt_is_computed() -> None:
     assert (scored.tokens, scored.finish_reason) == (computed.tokens, computed.finish_reason) == ((), "length")
     assert followers_of(scores_of([scored])) == [6, 7]
     assert computed.prompt_logprobs is None
-    assert engine.stats().generated_tokens == 0
-    assert engine.stats().prompt_tokens == 6
     assert engine.stats().kv_blocks_used == 0
 
 
