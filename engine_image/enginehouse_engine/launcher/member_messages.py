@@ -8,13 +8,13 @@ Invariant: everything that arrives is validated here; added fields and unknown t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
 
-from enginehouse_engine.decode_errors import DECODE_ERRORS
 from enginehouse_engine.flags import Options
-from enginehouse_engine.launcher.messages import Death, Failed, MessageError
+from enginehouse_engine.launcher.messages import Death, Failed, decoder_of
 
 VERSION: Final = 1
 
@@ -93,30 +93,8 @@ class Orders(msgspec.Struct, frozen=True, tag="orders", rename="camel"):
 FromMember = Hello | Report
 FromLeader = Refused | Orders
 
-
-class _Type(msgspec.Struct, frozen=True):
-    type: str
-
-
-_type = msgspec.json.Decoder(_Type)
-_from_member = msgspec.json.Decoder(FromMember)
-_from_leader = msgspec.json.Decoder(FromLeader)
-
-
-def decode_from_member(data: bytes) -> FromMember | None:
-    """None for a type that this version does not know. Raises MessageError."""
-    try:
-        return _from_member.decode(data) if _type.decode(data).type in ("hello", "report") else None
-    except DECODE_ERRORS as error:
-        raise MessageError(f"{error}: {data[:200]!r}") from error
-
-
-def decode_from_leader(data: bytes) -> FromLeader | None:
-    """None for a type that this version does not know. Raises MessageError."""
-    try:
-        return _from_leader.decode(data) if _type.decode(data).type in ("refused", "orders") else None
-    except DECODE_ERRORS as error:
-        raise MessageError(f"{error}: {data[:200]!r}") from error
+decode_from_member: Final[Callable[[bytes], FromMember | None]] = decoder_of(FromMember)
+decode_from_leader: Final[Callable[[bytes], FromLeader | None]] = decoder_of(FromLeader)
 
 
 def hello(options: Options) -> Hello:

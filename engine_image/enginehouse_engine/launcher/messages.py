@@ -6,7 +6,9 @@ are plain dictionaries, made where it is decided.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 
@@ -139,25 +141,21 @@ FromProcess = Register | Stage | Bound | Published | Ready | Failed | Drained | 
 FromMonitor = Stored | Drain | Abort | Resize
 
 _type = msgspec.json.Decoder(_Type)
-_from_process = msgspec.json.Decoder(FromProcess)
-_from_monitor = msgspec.json.Decoder(FromMonitor)
-_process_types: Final = frozenset(
-    {"register", "stage", "bound", "published", "ready", "failed", "drained", "rankDrained", "pong", "placement", "ended"}
-)
-_monitor_types: Final = frozenset({"stored", "drain", "abort", "resize"})
 
 
-def decode_from_process(data: bytes) -> FromProcess | None:
-    """None for a type that this version does not know. Raises MessageError."""
-    try:
-        return _from_process.decode(data) if _type.decode(data).type in _process_types else None
-    except DECODE_ERRORS as error:
-        raise MessageError(f"{error}: {data[:200]!r}") from error
+def decoder_of(union: UnionType) -> Callable[[bytes], Any]:
+    """Of messages of these types. It returns None for a type that this version does not know, and raises MessageError."""
+    decoder = msgspec.json.Decoder(union)
+    known = {message.__struct_config__.tag for message in get_args(union)}
+
+    def decode(data: bytes) -> Any:
+        try:
+            return decoder.decode(data) if _type.decode(data).type in known else None
+        except DECODE_ERRORS as error:
+            raise MessageError(f"{error}: {data[:200]!r}") from error
+
+    return decode
 
 
-def decode_from_monitor(data: bytes) -> FromMonitor | None:
-    """None for a type that this version does not know. Raises MessageError."""
-    try:
-        return _from_monitor.decode(data) if _type.decode(data).type in _monitor_types else None
-    except DECODE_ERRORS as error:
-        raise MessageError(f"{error}: {data[:200]!r}") from error
+decode_from_process: Final[Callable[[bytes], FromProcess | None]] = decoder_of(FromProcess)
+decode_from_monitor: Final[Callable[[bytes], FromMonitor | None]] = decoder_of(FromMonitor)
