@@ -106,10 +106,6 @@ class ActorManagerProcess:
         """The next that has."""
         return self.hear(lambda said: said["type"] == "ended")
 
-    def heard_nothing(self) -> bool:
-        """Since the last message."""
-        return not select.select([self._connection], [], [], 0)[0]
-
     def pid_of(self, role: str, rank: int, index: int = 0, *, after: int = 0, member: int = 0) -> int:
         """Of an actor that runs; waits for it."""
         path = self.file(role, rank, index, after=after, member=member).with_suffix(".pid")

@@ -63,11 +63,6 @@ class FrontEnd:
         self._loop.add_reader(self._descriptor, self._receive)
         self._turn: asyncio.Handle | None = None
 
-    @property
-    def in_flight(self) -> int:
-        """Sequences that have not ended."""
-        return len(self._sequences)
-
     def submit(self, requests: Sequence[Submit]) -> Answer:
         """Hand sequences to cores. Raises ApiError when no rank serves, or none takes more: then none of them was handed over."""
         if self.ranks.are_full:

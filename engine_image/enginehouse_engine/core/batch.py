@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse_engine.core.kv_cache import RESERVED_BLOCK
-from enginehouse_engine.core.scheduler import Scheduled, StepPlan
+from enginehouse_engine.core.scheduler import Scheduled
 from enginehouse_engine.core.sequence import Sequence
 from enginehouse_engine.executor.contract import SamplingInput, ScoringInput, StepInput
 from enginehouse_engine.protocol import Sampling
 
 
-def build_step(plan: StepPlan, *, end_token_ids: tuple[int, ...]) -> tuple[StepInput, list[Scheduled]]:
+def build_step(scheduled: list[Scheduled], *, end_token_ids: tuple[int, ...]) -> tuple[StepInput, list[Scheduled]]:
     """The step's arrays, and its parts in their order: those that choose first, single tokens before prompts.
 
     Single tokens are ordered by the length of their context, so that neighbours computed together pad each other little.
     """
-    choosing = sorted((part for part in plan.scheduled if part.samples), key=lambda part: (part.count > 1, part.start))
-    parts = choosing + [part for part in plan.scheduled if not part.samples]
+    choosing = sorted((part for part in scheduled if part.samples), key=lambda part: (part.count > 1, part.start))
+    parts = choosing + [part for part in scheduled if not part.samples]
     tokens = array("i")
     for part in parts:
         tokens += part.sequence.tokens[part.start : part.start + part.count]

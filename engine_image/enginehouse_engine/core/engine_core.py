@@ -118,12 +118,12 @@ class EngineCore:
 
     def step(self) -> dict[int, tuple[RequestOutput, ...]]:
         """Compute one step; what it added, by front end. Only with :attr:`has_work`."""
-        plan = self._scheduler.plan()
-        if not plan.scheduled:
+        scheduled = self._scheduler.plan()
+        if not scheduled:
             raise RuntimeError(f"the scheduler planned nothing for {len(self._sequences)} requests")
-        step, parts = build_step(plan, end_token_ids=self._end_token_ids)
+        step, parts = build_step(scheduled, end_token_ids=self._end_token_ids)
         output = self._execute(step)
-        self._scheduler.commit(plan)
+        self._scheduler.commit(scheduled)
         if output.scoring is not None:
             _collect(parts, output.scoring)
         outputs: dict[int, list[RequestOutput]] = {}

@@ -31,14 +31,6 @@ class Scheduled:
         return self.start + self.count == len(self.sequence.tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What :meth:`Scheduler.plan` decided."""
-
-    scheduled: tuple[Scheduled, ...]
-    preempted: tuple[Sequence, ...] = ()
-
-
 class Scheduler:
     """The waiting and the running sequences of one rank."""
 
@@ -73,28 +65,28 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._release(sequence)
 
-    def plan(self) -> StepPlan:
+    def plan(self) -> list[Scheduled]:
         """Decide the next step and take the blocks for it. Empty only when there are no sequences."""
         budget = self._max_step_tokens
         scheduled: list[Scheduled] = []
-        preempted: list[Sequence] = []
+        preempted_before = self.preemptions
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
             index += 1
-            if sequence.remaining == 1 and self._grow(sequence, preempted):
+            if sequence.remaining == 1 and self._grow(sequence):
                 scheduled.append(Scheduled(sequence, sequence.computed, 1))
                 budget -= 1
         for sequence in self._running:
             if sequence.remaining > 1 and budget > 0:
                 budget -= self._take(sequence, budget, scheduled)
-        while self._waiting and budget > 0 and not preempted and self._admit(self._waiting[0]):
+        while self._waiting and budget > 0 and self.preemptions == preempted_before and self._admit(self._waiting[0]):
             budget -= self._take(self._waiting.popleft(), budget, scheduled)
-        return StepPlan(tuple(scheduled), tuple(preempted))
+        return scheduled
 
-    def commit(self, plan: StepPlan) -> None:
+    def commit(self, scheduled: list[Scheduled]) -> None:
         """The step has been computed: full blocks become findable for other requests. Call before tokens are appended."""
-        for part in plan.scheduled:
+        for part in scheduled:
             sequence = part.sequence
             sequence.computed = part.start + part.count
             full = sequence.computed // self._block_size
@@ -112,7 +104,7 @@ class Scheduler:
     def _blocks_for(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self._block_size)
 
-    def _grow(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+    def _grow(self, sequence: Sequence) -> bool:
         """A block for the newest token, at the expense of the youngest; False when that is the sequence itself."""
         if self._blocks_for(sequence) == len(sequence.blocks):
             return True
@@ -121,7 +113,6 @@ class Scheduler:
             self._release(victim)
             self._waiting.appendleft(victim)
             self.preemptions += 1
-            preempted.append(victim)
             if victim is sequence:
                 return False
         sequence.blocks += self._pool.allocate(1)

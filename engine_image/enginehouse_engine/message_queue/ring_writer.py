@@ -30,8 +30,8 @@ class ImpossibleAcknowledgement(QueueCorrupt):
 class ReaderPage:
     """One reader's page, as the writer has it, and the signal that wakes the reader."""
 
-    def __init__(self, *, folder: str, position: int, reader: str) -> None:
-        self.descriptor = allocate(GRANULE_BYTES, folder=folder, purpose=f"the page of reader {reader!r}")
+    def __init__(self, *, position: int, reader: str) -> None:
+        self.descriptor = allocate(GRANULE_BYTES, purpose=f"the page of reader {reader!r}")
         self._mapping = map_shared(self.descriptor, GRANULE_BYTES, writable=True)
         self.words = memoryview(self._mapping)[: layout.COUNTERS_BYTES].cast("Q")
         self.words[layout.ACKNOWLEDGED] = position
@@ -49,13 +49,13 @@ class ReaderPage:
 class RingWriter:
     """The ring's memory and its counters. ``readers`` holds a page for each attached reader."""
 
-    def __init__(self, *, ring_bytes: int, folder: str, purpose: str) -> None:
+    def __init__(self, *, ring_bytes: int, purpose: str) -> None:
         if ring_bytes < layout.SMALLEST_RING_BYTES:
             raise ValueError(f"a ring has at least {layout.SMALLEST_RING_BYTES} bytes, found {ring_bytes}")
         self.ring_bytes = round_up_to_granule(ring_bytes)
         self.largest_fragment_bytes = layout.largest_fragment_bytes(self.ring_bytes)
         size_bytes = GRANULE_BYTES + self.ring_bytes
-        descriptor = allocate(size_bytes, folder=folder, purpose=purpose)
+        descriptor = allocate(size_bytes, purpose=purpose)
         try:
             self._mapping = map_shared(descriptor, size_bytes, writable=True)
             self.read_only_descriptor = reopen_read_only(descriptor)
@@ -65,13 +65,12 @@ class RingWriter:
         self._counters = self._whole[: layout.COUNTERS_BYTES].cast("Q")
         self._records = self._whole[GRANULE_BYTES:]
         self._fence = Fence().full
-        self._folder = folder
         self.position = 0
         self.readers: dict[str, ReaderPage] = {}
 
     def attach(self, reader: str) -> ReaderPage:
         """A page for a reader that gets everything from here on. Raises SharedMemoryTooSmall."""
-        page = ReaderPage(folder=self._folder, position=self.position, reader=reader)
+        page = ReaderPage(position=self.position, reader=reader)
         self.readers[reader] = page
         return page
 

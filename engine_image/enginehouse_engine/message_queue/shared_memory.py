@@ -16,22 +16,22 @@ from typing import Final
 
 from enginehouse_engine.message_queue.errors import SharedMemoryTooSmall
 
-SHARED_MEMORY_FOLDER: Final = "/dev/shm"
+_FOLDER: Final = "/dev/shm"
 
 
-def allocate(size_bytes: int, *, folder: str, purpose: str) -> int:
+def allocate(size_bytes: int, *, purpose: str) -> int:
     """A descriptor of a nameless file of this size, readable and writable. Raises SharedMemoryTooSmall."""
-    descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
         os.close(descriptor)
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise
-        volume = os.statvfs(folder)
+        volume = os.statvfs(_FOLDER)
         raise SharedMemoryTooSmall(
-            f"{purpose} needs {size_bytes} bytes in {folder}, found {volume.f_bavail * volume.f_frsize} of "
-            f"{volume.f_blocks * volume.f_frsize} free; make the volume larger (in a pod: the memory-backed volume at {folder})"
+            f"{purpose} needs {size_bytes} bytes in {_FOLDER}, found {volume.f_bavail * volume.f_frsize} of "
+            f"{volume.f_blocks * volume.f_frsize} free; make the volume larger (in a pod: the memory-backed volume at {_FOLDER})"
         ) from error
     return descriptor
 

@@ -26,7 +26,6 @@ from enginehouse_engine.message_queue.payload import Buffer, OutgoingPayload
 from enginehouse_engine.message_queue.remote_connections import RemoteConnections
 from enginehouse_engine.message_queue.ring_layout import MessageHeader, record_bytes
 from enginehouse_engine.message_queue.ring_writer import ImpossibleAcknowledgement, RingWriter
-from enginehouse_engine.message_queue.shared_memory import SHARED_MEMORY_FOLDER
 from enginehouse_engine.message_queue.waiting import Signal, SpinBudget, seconds_left
 from enginehouse_engine.shared_memory_size import REQUEST_RING_BYTES
 
@@ -49,10 +48,9 @@ class Writer:
         readers: Collection[str],
         ring_bytes: int = REQUEST_RING_BYTES,
         remote_host: str = "",
-        shared_memory_folder: str = SHARED_MEMORY_FOLDER,
     ) -> None:
         self._expected = tuple(sorted(set(readers)))
-        self._ring = RingWriter(ring_bytes=ring_bytes, folder=shared_memory_folder, purpose=f"queue {queue!r} of {writer}")
+        self._ring = RingWriter(ring_bytes=ring_bytes, purpose=f"queue {queue!r} of {writer}")
         self._epoll = select.epoll()
         self._signal = Signal()
         self._epoll.register(self._signal.descriptor, select.EPOLLIN)

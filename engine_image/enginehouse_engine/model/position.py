@@ -47,11 +47,6 @@ class Position:
     def is_last_stage(self) -> bool:
         return self.pipeline_index == self.pipeline_size - 1
 
-    @property
-    def chooses(self) -> bool:
-        """Whether this worker has the logits and chooses tokens."""
-        return self.is_last_stage and self.tensor_index == 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:

@@ -44,12 +44,6 @@ class GgufError(Exception):
     """The file is not a GGUF file that can be read: what was wanted, what was found."""
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether the file starts with the format's magic bytes."""
-    with path.open("rb") as file:
-        return file.read(4) == MAGIC
-
-
 def read_metadata(path: Path) -> dict[str, Any]:
     """All metadata of the file: numbers, booleans, strings and lists of them. Raises GgufError, or OSError."""
     return read_metadata_and_end(path)[0]

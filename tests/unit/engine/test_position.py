@@ -45,11 +45,10 @@ def positions(tensor: int, pipeline: int) -> list[Position]:
     return [Position.of(index, tensor_size=tensor, pipeline_size=pipeline) for index in range(tensor * pipeline)]
 
 
-def test_workers_are_numbered_stage_by_stage_and_the_first_of_the_last_stage_chooses() -> None:
+def test_workers_are_numbered_stage_by_stage() -> None:
     everyone = positions(3, 2)
     assert [(each.pipeline_index, each.tensor_index) for each in everyone] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert [each.index for each in everyone] == list(range(6))
-    assert [each.chooses for each in everyone] == [False, False, False, True, False, False]
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 5, 6, 7, 8, 10, 18])

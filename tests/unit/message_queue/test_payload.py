@@ -96,7 +96,7 @@ def test_four_fragments_always_fit(ring_bytes: int) -> None:
 
 @pytest.mark.parametrize(("readers", "ring_bytes"), [(0, 64 * 1024), (1, 64 * 1024 + 1), (8, 2 << 20)])
 def test_the_formula_is_what_is_allocated(readers: int, ring_bytes: int) -> None:
-    ring = RingWriter(ring_bytes=ring_bytes, folder="/dev/shm", purpose="a test")
+    ring = RingWriter(ring_bytes=ring_bytes, purpose="a test")
     try:
         for number in range(readers):
             ring.attach(str(number))
