@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,16 +9,18 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from logged_process import LoggedProcess
 
 DEADLINE_SECONDS = 90.0
 RUN_LAUNCHER = Path(__file__).parent / "unit/launcher/run_launcher.py"
 
 
-class Launched:
+class Launched(LoggedProcess):
     """One life of a launcher; its standard error is in a file."""
+
+    patience_seconds = DEADLINE_SECONDS
 
     def __init__(self, folder: Path, behaviours: dict[str, str], *flags: str) -> None:
         self.log = folder / f"launcher-{len(list(folder.iterdir()))}.log"
@@ -53,27 +54,7 @@ class Launched:
     def wait(self) -> int:
         return self.process.wait(DEADLINE_SECONDS)
 
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """The first match in the log."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while (found := re.search(pattern, self.text())) is None:
-            assert time.monotonic() < deadline, f"{pattern!r} is not in {self.text()}"
-            assert self.process.poll() is None or re.search(pattern, self.text()), f"ended without {pattern!r}: {self.text()}"
-            time.sleep(0.01)
-        return found
-
     def pid(self, name: str, *, incarnation: int = 1) -> int:
         """Of a child; the launcher logs it."""
         again = f", incarnation {incarnation}" if incarnation > 1 else ""
         return int(self.until(rf"started {re.escape(name)}, pid (\d+){again}\n")[1])
-
-
-@contextlib.contextmanager
-def watched(pid: int) -> Iterator[Callable[[], bool]]:
-    """Tells whether the process has exited, waiting up to the deadline; also of processes that are not our children."""
-    pidfd = os.pidfd_open(pid)
-    yield lambda: bool(select.select([pidfd], [], [], DEADLINE_SECONDS)[0])
-    os.close(pidfd)

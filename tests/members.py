@@ -17,13 +17,14 @@ from pathlib import Path
 import httpx
 
 from enginehouse_engine.executor.simulated import simulated_answer
+from logged_process import LoggedProcess
 from running_engine import SIMULATED, SOURCES
 
 DEADLINE_SECONDS = 60.0
 PROMPT = list(b"What is the answer?")
 
 
-class Member:
+class Member(LoggedProcess):
     """One launcher; its log holds what its processes said, too."""
 
     def __init__(self, log: Path, *flags: str) -> None:
@@ -36,18 +37,6 @@ class Member:
                 stderr=subprocess.STDOUT,
             )
 
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """The first match in the log."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while (found := re.search(pattern, self.text(), re.MULTILINE)) is None:
-            assert time.monotonic() < deadline, f"{pattern!r} is not in {self.text()}"
-            assert self.process.poll() is None or re.search(pattern, self.text()), f"ended without {pattern!r}: {self.text()}"
-            time.sleep(0.02)
-        return found
-
     def pids(self) -> list[int]:
         return [int(pid) for pid in re.findall(r"started .*, pid (\d+)", self.text())]
 
@@ -56,7 +45,7 @@ class Member:
         os.kill(int(self.until(rf"started {name}, pid (\d+)")[1]), signal.SIGKILL)
 
     def exit_code(self) -> int:
-        return self.process.wait(DEADLINE_SECONDS)
+        return self.process.wait(self.patience_seconds)
 
 
 class Members:

@@ -10,7 +10,6 @@ import ctypes
 import http.client
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +73,8 @@ class Network:
 class Pod(Member):
     """One launcher as the first process of a pod. Numbers of processes in its log are the pod's own."""
 
+    patience_seconds = DEADLINE_SECONDS
+
     def __init__(self, network: Network, number: int, log: Path, *flags: str) -> None:
         self.network, self.number, self.log = network, number, log
         self.temporary = Path(tempfile.mkdtemp(prefix="pod-", dir="/tmp"))  # short, as a socket's path has to be
@@ -85,14 +85,6 @@ class Pod(Member):
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-
-    def until(self, pattern: str) -> re.Match[str]:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while (found := re.search(pattern, self.text(), re.MULTILINE)) is None:
-            assert time.monotonic() < deadline, f"{pattern!r} is not in {self.text()}"
-            assert self.process.poll() is None or re.search(pattern, self.text()), f"ended without {pattern!r}: {self.text()}"
-            time.sleep(0.05)
-        return found
 
     def signal(self, name: str, number: int, *, incarnation: int = 1) -> None:
         """To a process of the pod, as the launcher has it in its log."""
@@ -113,9 +105,6 @@ class Pod(Member):
     def terminate(self) -> None:
         """As a kubelet asks it to stop."""
         os.kill(self.first, signal.SIGTERM)
-
-    def exit_code(self) -> int:
-        return self.process.wait(DEADLINE_SECONDS)
 
     def ask(self, prompt: list[int], *, tokens: int) -> dict[str, Any]:
         """A completion, chosen greedily."""

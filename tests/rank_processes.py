@@ -5,17 +5,15 @@ With ``behaviours`` this file is the worker's program and serves an object that 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +231,6 @@ class Rank:
             with self._news:
                 self._said.append((*who, json.loads(data)))
                 self._news.notify_all()
-
-
-@contextlib.contextmanager
-def watched(pid: int) -> Iterator[Callable[[], bool]]:
-    """Tells whether the process has exited, waiting for it; also of processes that are not our children."""
-    pidfd = os.pidfd_open(pid)
-    yield lambda: bool(select.select([pidfd], [], [], PATIENCE_SECONDS)[0])
-    os.close(pidfd)
 
 
 if __name__ == "__main__":

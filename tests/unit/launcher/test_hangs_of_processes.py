@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from enginehouse_engine.executor.simulated import simulated_answer
-from launched_engine import DEADLINE_SECONDS, Launched, watched
+from launched_engine import DEADLINE_SECONDS, Launched
+from logged_process import watched
 from members import Members, ask, expected_text
 
 RANK = {"engine-core 0": "publish,peers,addresses,hello", "worker 0.0": "publish,peers"}

@@ -26,7 +26,8 @@ import pytest
 from enginehouse_engine.launcher import children
 from enginehouse_engine.launcher.main import make_run_directory
 from fake_monitor import FakeMonitor, is_state
-from launched_engine import DEADLINE_SECONDS, watched
+from launched_engine import DEADLINE_SECONDS
+from logged_process import watched
 
 SERVES = {"api-server 0": "bound,ready=0", "engine-core 0": "addresses"}
 

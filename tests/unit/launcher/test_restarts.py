@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from launched_engine import Launched, watched
+from launched_engine import Launched
+from logged_process import watched
 
 # Each rank has two workers; the model is a file that nobody reads.
 SHAPE = ("--executor", "Multiprocess", "--tensor-parallel", "2", "--data-parallel", "2", "--api-servers", "2")

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from world import World, engine_spec
+from world import World, ends, settled
 
 from enginehouse_operator import api, reasons, steps
 from enginehouse_operator.status import engine_status, replica_status
-
-
-def settled(**changes: Any) -> World:
-    world = World(engine_spec(api_servers=2, **changes))
-    world.settle()
-    return world
-
-
-def ends(world: World) -> list[steps.EndReplica]:
-    return [step for step in world.plans()[1] if isinstance(step, steps.EndReplica)]
 
 
 def leaves(world: World) -> list[str]:
@@ -34,7 +23,7 @@ def ready(world: World) -> tuple[str, str, str]:
 
 
 def test_a_replica_that_lost_an_api_server_serves_on_and_is_replaced_when_enough_others_serve() -> None:
-    world = settled(replicas=2)
+    world = settled(api_servers=2, replicas=2)
     world.change_member(world.live[1].members[0].name, is_ready=False)
     world.api_server_dies(world.name_of(0, 1), 1)
     assert (world.live[0].is_serving, world.live[0].is_ready) == (True, False)
@@ -54,7 +43,7 @@ def test_a_replica_that_lost_an_api_server_serves_on_and_is_replaced_when_enough
 
 
 def test_with_the_last_api_server_a_replica_leaves_service_and_ends_at_once() -> None:
-    world = settled()
+    world = settled(api_servers=2)
     for index in (0, 1):
         world.api_server_dies(world.name_of(0, 1), index)
     assert leaves(world) == [world.live[0].members[0].name]
@@ -63,7 +52,7 @@ def test_with_the_last_api_server_a_replica_leaves_service_and_ends_at_once() ->
 
 
 def test_an_api_server_that_restarts_in_place_ends_nothing_and_counts() -> None:
-    world = settled(restart=api.Restart(max_restarts=1))
+    world = settled(api_servers=2, restart=api.Restart(max_restarts=1))
     world.api_server_dies(world.name_of(0, 1), 1, state="Restarting")
     assert world.plans()[1] == ()
     assert ready(world)[1] == reasons.API_SERVER_RESTARTING
@@ -80,7 +69,7 @@ def test_an_api_server_that_restarts_in_place_ends_nothing_and_counts() -> None:
 
 def test_the_death_of_one_api_server_is_not_taken_for_that_of_another() -> None:
     """Both have incarnation 1; the one that restarted has 2."""
-    world = settled()
+    world = settled(api_servers=2)
     world.api_server_dies(world.name_of(0, 1), 0, state="Restarting")
     world.api_server_dies(world.name_of(0, 1), 1, told=False)
     assert ends(world) == [], "of what number 1 died is not told"
@@ -92,7 +81,7 @@ def test_the_death_of_one_api_server_is_not_taken_for_that_of_another() -> None:
 
 @pytest.mark.parametrize("how", ["kill", "vanish"])
 def test_an_api_server_that_went_with_its_pod_is_told_as_the_pod(how: str) -> None:
-    world = settled()
+    world = settled(api_servers=2)
     for index in (0, 1):
         world.api_server_dies(world.name_of(0, 1), index, told=False)
     getattr(world, how)(world.name_of(0, 1))

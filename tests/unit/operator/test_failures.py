@@ -6,20 +6,10 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from world import World, engine_spec
+from world import ends, settled
 
-from enginehouse_operator import api, reasons, steps
+from enginehouse_operator import api, reasons
 from enginehouse_operator.failures import NODE_LOST, POLICIES, REMOVED, Failure
-
-
-def settled(**changes: object) -> World:
-    world = World(engine_spec(**changes))
-    world.settle()
-    return world
-
-
-def ends(world: World) -> list[steps.EndReplica]:
-    return [step for step in world.plans()[1] if isinstance(step, steps.EndReplica)]
 
 
 @pytest.mark.parametrize("class_", sorted(POLICIES))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from world import World, engine_spec
+from world import World, engine_spec, settled
 
 import crd_schema
 import gitops_tools
@@ -41,12 +41,6 @@ def engine(world: World, *problems: Problem, readable: bool = True) -> Raw:
 def stored(status: Raw, **metadata: Any) -> Raw:
     named = {"name": "e", "namespace": "n", "generation": 1, **metadata}
     return {"apiVersion": "enginehouse.dev/v1alpha1", "kind": "InferenceEngine", "metadata": named, "status": status}
-
-
-def settled(**changes: Any) -> World:
-    world = World(engine_spec(**changes))
-    world.settle()
-    return world
 
 
 def changed(world: World, **changes: Any) -> World:

@@ -6,18 +6,12 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from world import World, engine_spec
+from world import World, engine_spec, settled
 
 from enginehouse_operator import api, reasons, steps
 from enginehouse_operator.failures import Failure
 from enginehouse_operator.plan_engine import plan_engine
 from enginehouse_operator.ranks import Row
-
-
-def settled(**changes: object) -> World:
-    world = World(engine_spec(**changes))
-    world.settle()
-    return world
 
 
 def ends(taken: tuple[steps.AnyStep, ...]) -> list[tuple[str, str]]:

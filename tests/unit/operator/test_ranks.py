@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from world import World, engine_spec
+from world import World, ends, engine_spec, settled
 
-from enginehouse_operator import api, names, observe, reasons, steps
+from enginehouse_operator import api, names, observe, reasons
 from enginehouse_operator.plan_engine import plan_engine
 from enginehouse_operator.ranks import RankRow, Row, merged
 from enginehouse_operator.status import engine_status, replica_status
@@ -19,16 +19,6 @@ from enginehouse_operator.status import engine_status, replica_status
 TWO_RANKS = api.Parallelism(data=2)
 SPREAD = api.Parallelism(data=2, tensor=2, workers_per_member=1)
 """Four members: the leader, its rank's other worker, and the two of rank 1."""
-
-
-def settled(**changes: Any) -> World:
-    world = World(engine_spec(**changes))
-    world.settle()
-    return world
-
-
-def ends(world: World) -> list[steps.EndReplica]:
-    return [step for step in world.plans()[1] if isinstance(step, steps.EndReplica)]
 
 
 def published(world: World) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from world import World, engine_spec
+from world import World, engine_spec, settled
 
 from enginehouse_operator import api, reasons
 from enginehouse_operator.failures import Failure
@@ -15,12 +15,6 @@ from enginehouse_operator.plan_engine import EnginePlan
 from enginehouse_operator.pod_state import Problem
 from enginehouse_operator.ranks import RankRow, Row
 from enginehouse_operator.status import engine_status, replica_status
-
-
-def settled(**changes: Any) -> World:
-    world = World(engine_spec(**changes))
-    world.settle()
-    return world
 
 
 def published(world: World, *problems: Problem, spec: api.EngineSpec | str | None = "the world's") -> dict[str, Any]:

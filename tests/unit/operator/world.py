@@ -25,6 +25,18 @@ def engine_spec(**changes: object) -> api.EngineSpec:
     return msgspec.structs.replace(api.EngineSpec(model=api.Model(uri="hf://a/b")), **changes)
 
 
+def settled(**changes: object) -> World:
+    """Of an engine that is given time."""
+    world = World(engine_spec(**changes))
+    world.settle()
+    return world
+
+
+def ends(world: World) -> list[steps.EndReplica]:
+    """What one pass would end."""
+    return [step for step in world.plans()[1] if isinstance(step, steps.EndReplica)]
+
+
 class World:
     """Replicas and pods by name. ``births`` counts every creation, ``excused`` what may be made again under its name, ``deaths``
     holds what died in which replica, by UID: ranks with their incarnations, or None for a pod or a silent death."""

@@ -14,7 +14,8 @@ import pytest
 
 from enginehouse_engine.executor.contract import StepInput
 from enginehouse_engine.executor.multiprocess import MultiprocessExecutor
-from rank_processes import PATIENCE_SECONDS, Rank, watched
+from logged_process import watched
+from rank_processes import PATIENCE_SECONDS, Rank
 
 PARENT = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
 
