@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -75,10 +78,42 @@ def test_without_kubectl_it_says_so(stand_in: Path, capsys: pytest.CaptureFixtur
     assert "kubectl is not on the PATH" in capsys.readouterr().err
 
 
+def started(folder: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
+    """A process of its own, as kubectl starts it."""
+    command = [sys.executable, "-m", "enginehouse_operator.kubectl", *arguments]
+    environment = {"PATH": str(folder), "PYTHONPATH": str(OPERATOR)}
+    return subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def on_a_terminal(folder: Path, *arguments: str, columns: int) -> str:
+    """What a terminal of that width is sent."""
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, columns))
+    said = b""
+    with started(folder, *arguments, stdout=its), os.fdopen(ours, "rb", buffering=0) as screen:
+        os.close(its)
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while part := screen.read(4096):
+                said += part
+    return said.decode()
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("why", "e")], ids=" ".join)
+def test_there_are_colours_on_a_terminal_and_none_in_a_pipe(starting: Path, arguments: tuple[str, ...]) -> None:
+    assert "\x1b[33mStarting\x1b[0m" in on_a_terminal(starting, *arguments, columns=100)
+    piped, _ = started(starting, *arguments, stdout=subprocess.PIPE).communicate()
+    assert "Starting" in piped
+    assert "\x1b" not in piped
+
+
+def test_an_answer_is_as_wide_as_the_terminal(starting: Path) -> None:
+    narrow, wide = (on_a_terminal(starting, "why", "e", columns=columns).splitlines() for columns in (40, 200))
+    assert len(narrow) > len(wide)
+    assert all(len(line) <= 40 for line in narrow if "\x1b" not in line and "$ kubectl" not in line)
+
+
 def test_a_reader_that_has_seen_enough_is_no_traceback(starting: Path) -> None:
-    command = [sys.executable, "-m", "enginehouse_operator.kubectl", "status"]
-    environment = {"PATH": str(starting), "PYTHONPATH": str(OPERATOR)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as plugin:
+    with started(starting, "status", stdout=subprocess.PIPE) as plugin:
         assert plugin.stdout is not None
         assert plugin.stderr is not None
         plugin.stdout.close()

@@ -57,7 +57,7 @@ engine/e                        False   Starting               1h    http://e.n.
 """
 
 
-async def test_the_tree_shows_replicas_members_and_ranks_with_context_and_age() -> None:
+async def test_the_tree_shows_replicas_and_members_with_their_age_and_ranks_with_their_context() -> None:
     assert tree_text([node(await two_members())], screen=Screen(), now=NOW) == TREE
 
 
