@@ -45,6 +45,12 @@ class Plugin:
         command = self._command(arguments)
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
 
+    def why(self, engine: str) -> str:
+        """What it says of an engine that is not Ready, in one line."""
+        said = self.run("why", engine)
+        assert said.returncode == 1, said.stdout + said.stderr
+        return " ".join(said.stdout.split())
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The caller ends it."""
         return subprocess.Popen(self._command(arguments), env=self._environment, stdout=subprocess.PIPE, text=True)

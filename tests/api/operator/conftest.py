@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client as kubernetes_client
 
+from kubectl_plugin import Plugin
 from localkube import cluster
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -61,3 +62,9 @@ def stage(new_stage: NewStage) -> Iterator[Stage]:
     """One of them."""
     with new_stage() as made:
         yield made
+
+
+@pytest.fixture
+def plugin(api_cluster: cluster.Cluster, stage: Stage, tmp_path: Path) -> Plugin:
+    """``kubectl enginehouse`` of somebody who looks at the stage."""
+    return Plugin(api_cluster, stage.namespace, tmp_path)

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 from kubernetes import client as kubernetes_client
+from kubernetes.client.exceptions import ApiException
 from stage import Stage
+
+from kubectl_plugin import Plugin
 
 pytestmark = pytest.mark.api
 
@@ -63,7 +66,7 @@ def test_a_missing_volume_claim_is_told_and_found_when_it_comes(stage: Stage) ->
     stage.until_condition("Ready", "True")
 
 
-def test_a_quota_is_told_and_gone_on_from_when_it_is_raised(stage: Stage) -> None:
+def test_a_quota_is_told_and_gone_on_from_when_it_is_raised(stage: Stage, plugin: Plugin) -> None:
     core = kubernetes_client.CoreV1Api(stage.api)
     core.create_namespaced_resource_quota(stage.namespace, {"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}})
     stage.until(lambda: core.read_namespaced_resource_quota("q", stage.namespace).status.hard, saying="the quota is in force")
@@ -71,6 +74,9 @@ def test_a_quota_is_told_and_gone_on_from_when_it_is_raised(stage: Stage) -> Non
     stage.apply(replicas=2)
     told = stage.until_condition("Ready", "False", "QuotaExceeded")
     assert "raise the quota" in told["message"]
+    answer = plugin.why("one")
+    assert "exceeded quota: q, requested: pods=1" in answer
+    assert "-> Raise the quota, or lower spec.resources or spec.replicas" in answer
     stage.until_condition("Available", "True")
     refused = [event for event in stage.audit() if event["verb"] == "create" and event["responseStatus"]["code"] == 403]
     assert len(refused) < 12, "it waits longer each time"
@@ -78,16 +84,44 @@ def test_a_quota_is_told_and_gone_on_from_when_it_is_raised(stage: Stage) -> Non
     stage.until_condition("Ready", "True")
 
 
+def test_what_admission_refuses_is_told_in_its_words_and_gone_on_from_when_it_is_allowed(stage: Stage, plugin: Plugin) -> None:
+    core = kubernetes_client.CoreV1Api(stage.api)
+    volumes = {"volumes": [{"name": "models", "hostPath": {"path": "/models"}}]}
+    level = "pod-security.kubernetes.io/enforce"
+
+    def is_in_force() -> bool:
+        pod = {"metadata": {"name": "tried"}, "spec": volumes | {"containers": [{"name": "engine", "image": "e"}]}}
+        try:
+            core.create_namespaced_pod(stage.namespace, pod, dry_run="All")
+        except ApiException as error:
+            return "PodSecurity" in error.body
+        return False
+
+    core.patch_namespace(stage.namespace, {"metadata": {"labels": {level: "baseline"}}})
+    stage.until(is_in_force, saying="paths of the node are refused")
+    stage.operator()
+    stage.apply(template={"spec": volumes})
+    stage.until_condition("Ready", "False", "Forbidden")
+    answer = plugin.why("one")
+    assert 'violates PodSecurity "baseline:latest": hostPath volumes (volume "models")' in answer
+    assert "-> Let the admission policy or webhook that the message names allow it" in answer
+    core.patch_namespace(stage.namespace, {"metadata": {"labels": {level: None}}})
+    stage.patch(metadata={"annotations": {"wake": "up"}})  # by itself it waits longer each time
+    stage.until_condition("Ready", "True")
+
+
 @pytest.mark.parametrize(
-    ("status", "reason"),
+    ("status", "reason", "step"),
     [
-        ({"containerStatuses": [("engine", "ErrImagePull")]}, "ImageNotAvailable"),
-        ({"initContainerStatuses": [("monitor", "ErrImageNeverPull")]}, "ImageNotAvailable"),
-        ({"containerStatuses": [("engine", "CreateContainerConfigError")]}, "SecretNotFound"),
+        ({"containerStatuses": [("engine", "ErrImagePull")]}, "ImageNotAvailable", "Correct the image's name and tag"),
+        ({"initContainerStatuses": [("monitor", "ErrImageNeverPull")]}, "ImageNotAvailable", "Correct the image's name and tag"),
+        ({"containerStatuses": [("engine", "CreateContainerConfigError")]}, "SecretNotFound", "Create the secret with that key"),
     ],
     ids=["engine image", "monitor image", "secret"],
 )
-def test_a_container_that_cannot_start_is_told(stage: Stage, status: dict[str, Any], reason: str) -> None:
+def test_a_container_that_cannot_start_is_told(
+    stage: Stage, plugin: Plugin, status: dict[str, Any], reason: str, step: str
+) -> None:
     stage.kubelet.fate = lambda _: "hold"
     stage.operator()
     stage.apply()
@@ -104,6 +138,9 @@ def test_a_container_that_cannot_start_is_told(stage: Stage, status: dict[str, A
     stage.kubelet._status(pod, **{kind: [entry]})
     told = stage.until_condition("Ready", "False", reason)
     assert "check its name" in told["message"] or "'hf'" in told["message"]
+    answer = plugin.why("one")
+    assert told["message"] in answer
+    assert f"-> {step}" in answer
     assert stage.condition("Stalled") is None
 
 

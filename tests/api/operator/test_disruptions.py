@@ -11,6 +11,8 @@ from kubernetes import client as kubernetes_client
 from scripted_node import ScriptedNode
 from stage import Raw, Stage
 
+from kubectl_plugin import Plugin
+
 pytestmark = pytest.mark.api
 
 SPREAD: Raw = {"executor": "Simulated", "parallelism": {"data": 2, "workersPerMember": 1}}
@@ -83,7 +85,7 @@ def test_the_budget_of_disruptions_follows_the_spec_and_is_put_right(stage: Stag
     stage.until(lambda: budget(stage)["spec"]["minAvailable"] == 1, saying="somebody's change is put right with the next read")
 
 
-def test_a_node_that_says_nothing_is_given_up_and_its_replica_starts_elsewhere(stage: Stage) -> None:
+def test_a_node_that_says_nothing_is_given_up_and_its_replica_starts_elsewhere(stage: Stage, plugin: Plugin) -> None:
     """The cluster of these tests calls a node silent after 12 s; then the pod's own 10 s begin."""
     elsewhere = stage.kubelet.node
     with ScriptedNode(stage.api, f"lost-{uuid.uuid4().hex[:8]}") as node:
@@ -94,9 +96,15 @@ def test_a_node_that_says_nothing_is_given_up_and_its_replica_starts_elsewhere(s
         (lost,) = stage.pods()
         stage.kubelet.node = elsewhere
         stage.kubelet.lost_nodes.add(node.name)
+        stage.kubelet.fate = lambda _: "hold"
         node.fall_silent()
         # Kubernetes gives up one node in ten seconds; others of the same cluster may be before it.
         stage.until(lambda: any(raw["spec"]["epoch"] == 2 for raw in stage.replicas()), saying="a successor", seconds=120)
+        stage.until_condition("Ready", "False")
+        answer = plugin.why("one")
+        assert "NodeLost" in answer
+        assert "-> Nothing, the successor starts on another node; bring the node back, or delete it." in answer
+        stage.kubelet.fate = lambda _: "serve"
         stage.until_condition("Ready", "True")
         old, new = stage.replicas()
         assert (old["spec"]["end"]["reason"], old["spec"]["end"]["failure"]["class"]) == ("MemberLost", "NodeLost")

@@ -9,6 +9,7 @@ import pytest
 from operator_process import OperatorProcess
 from stage import Raw, Stage
 
+from kubectl_plugin import Plugin
 from localkube import cluster
 
 pytestmark = pytest.mark.api
@@ -95,7 +96,7 @@ def test_a_pod_goes_only_when_its_rank_is_out_also_with_another_operator(stage: 
 
 
 def test_a_shortage_is_readable_within_five_seconds_and_ends_by_itself_without_anything_made_again(
-    stage: Stage, api_cluster: cluster.Cluster
+    stage: Stage, api_cluster: cluster.Cluster, plugin: Plugin
 ) -> None:
     serving(stage)
     room = {0}
@@ -110,6 +111,9 @@ def test_a_shortage_is_readable_within_five_seconds_and_ends_by_itself_without_a
     assert time.monotonic() - began < 5
     stage.until_condition("Available", "True")
     stage.until_condition("PlacementReady", "False", "PlacementLacking")
+    answer = plugin.why("one")
+    assert said in answer
+    assert "-> Let the pods have what the bundle needs (spec.resources), or ask for fewer ranks" in answer
     pods, (replica,) = {pod["metadata"]["uid"] for pod in stage.pods()}, stage.replicas()
     room.add(1)
     settled(stage, 2)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from kubernetes import client as kubernetes_client
+from scripted_kubelet import failure, words
 from stage import Raw, Stage
 from test_disruptions import allows, of_replica
 
 from kubectl_plugin import Plugin
-from localkube import cluster
 
 pytestmark = pytest.mark.api
-
-
-@pytest.fixture
-def plugin(api_cluster: cluster.Cluster, stage: Stage, tmp_path: Path) -> Plugin:
-    return Plugin(api_cluster, stage.namespace, tmp_path)
 
 
 def engine_of(pod: Raw) -> str:
@@ -70,16 +64,23 @@ def test_a_served_engine_is_shown_and_drained_as_far_as_its_disruption_budget_al
 
 def test_broken_engines_are_explained_from_what_the_operator_and_the_kubelet_wrote(stage: Stage, plugin: Plugin) -> None:
     core = kubernetes_client.CoreV1Api(stage.api)
-    stage.kubelet.fate = lambda pod: "refuse" if engine_of(pod) == "small" else "hold"
+    fates = {"small": "refuse", "hung": "serve"}
+    stage.kubelet.fate = lambda pod: fates.get(engine_of(pod), "hold")
     stage.operator()
-    stage.apply("small")
+    for name in ("small", "hung", "missing"):
+        stage.apply(name)
     stage.apply("large", resources={"limits": {"nvidia.com/gpu": 64}})
     stage.apply("secret", auth={"apiKeySecretRef": {"name": "keys", "key": "k"}})
-    for name in ("large", "secret"):
+    for name in ("large", "secret", "missing"):
         stage.until(lambda name=name: name in {engine_of(pod) for pod in stage.pods()}, saying=f"a pod of {name}")
-    pods = {engine_of(pod): pod["metadata"] for pod in stage.pods()}
-    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+    stage.until_condition("Ready", "True", name="hung")
+    found = {engine_of(pod): pod for pod in stage.pods()}
+    pods = {name: pod["metadata"] for name, pod in found.items()}
+    stage.kubelet.end(found["missing"], exit_code=78, words=words("ModelNotFound", "file:///models/m does not exist"))
+    hang = failure(**{"class": "Hang", "rank": 0, "message": "engine core of rank 0 has computed no step for 120 s"})
+    stage.kubelet.tell(found["hung"], rank_0="Restarting", incarnation=2, failures=[hang])
+    scheduler = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": scheduler}
     core.patch_namespaced_pod_status(pods["large"]["name"], stage.namespace, {"status": {"conditions": [condition]}})
     waits = 'MountVolume.SetUp failed for volume "api-key" : secret "keys" not found'
     about = {"kind": "Pod", "apiVersion": "v1", "namespace": stage.namespace}
@@ -89,16 +90,21 @@ def test_broken_engines_are_explained_from_what_the_operator_and_the_kubelet_wro
     stage.until_condition("Stalled", "True", "ContextTooSmall", name="small")
     stage.until_condition("Ready", "False", "Unschedulable", name="large")
     stage.until_condition("Ready", "False", "Starting", name="secret")
+    stage.until_condition("Stalled", "True", "ModelNotFound", name="missing")
+    stage.until_condition("Ready", "False", "RankRestarting", name="hung")
 
-    small = plugin.run("why", "small")
-    assert small.returncode == 1
-    assert "only 100 tokens fit, 2048 are asked for" in small.stdout
-    assert "lower spec.context.minLength" in " ".join(small.stdout.split())
+    small = plugin.why("small")
+    assert "only 100 tokens fit, 2048 are asked for" in small
+    assert "lower spec.context.minLength" in small
+    missing = plugin.why("missing")
+    assert "file:///models/m does not exist" in missing
+    assert "Correct spec.model.uri" in missing
+    hung = plugin.why("hung")
+    assert "has computed no step for 120 s" in hung
+    assert "raise spec.hang.stallSeconds" in hung
     large = plugin.run("why", "large", "-o", "json")
     assert large.returncode == 1
     (finding,) = json.loads(large.stdout)["findings"]
-    assert (finding["reason"], words in finding["message"]) == ("Unschedulable", True)
+    assert (finding["reason"], scheduler in finding["message"]) == ("Unschedulable", True)
     assert finding["nextStep"]["command"] == "kubectl describe nodes"
-    secret = plugin.run("why", "secret")
-    assert secret.returncode == 1
-    assert 'secret "keys" not found' in " ".join(secret.stdout.split())
+    assert 'secret "keys" not found' in plugin.why("secret")

@@ -7,6 +7,7 @@ from scripted_kubelet import failure
 from stage import Raw, Stage
 
 from enginehouse_operator import observe
+from kubectl_plugin import Plugin
 
 pytestmark = pytest.mark.api
 
@@ -101,7 +102,7 @@ def test_a_rank_that_restarts_is_named_and_ends_nothing_and_a_dead_one_is_replac
     assert [found["reason"] for found in ours if found["type"] == "Warning"] == ["RankDead"]
 
 
-def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: Stage) -> None:
+def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: Stage, plugin: Plugin) -> None:
     stage.operator()
     stage.apply(**TWO_RANKS, restart={"maxRestarts": 0})
     stage.until_condition("Ready", "True")
@@ -109,6 +110,10 @@ def test_a_replica_with_a_dead_rank_serves_on_when_the_budget_is_spent(stage: St
     stage.kubelet.tell(pod, rank_1="Dead", failures=[failure()])
     stage.until_condition("Stalled", "True", "RestartBudgetSpent")
     stage.until_condition("Available", "True")
+    answer = plugin.why("one")
+    assert answer.startswith("one is not Ready, and will not be without you. RestartBudgetSpent")
+    assert "rank 1 of" in answer
+    assert "-> Remove the cause of the failures, then say so, or change the spec: $ kubectl annotate" in answer
     assert (uids(stage.pods()), ended(stage)) == (uids([pod]), [])
     (replica,) = observe.replicas(engine_uid=stage.engine()["metadata"]["uid"], replica_objects=stage.replicas(), pods=stage.pods())
     assert replica.rows[0].written is not None, "causes that are never told are waited for from then on"
