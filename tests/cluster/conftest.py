@@ -23,6 +23,7 @@ import yaml
 
 import small_model as small_model_files
 from cluster_history import History
+from kubectl_plugin import Plugin
 from localkube import cluster
 from localkube.installation import Installation, install
 
@@ -131,6 +132,12 @@ def new_space() -> Callable[[Installation], AbstractContextManager[Space]]:
 def space(installation: Installation, new_space: Callable[[Installation], AbstractContextManager[Space]]) -> Iterator[Space]:
     with new_space(installation) as made:
         yield made
+
+
+@pytest.fixture
+def plugin(space: Space, tmp_path: Path) -> Plugin:
+    """``kubectl enginehouse`` of the space's user."""
+    return Plugin(space.installation.cluster, space.namespace, tmp_path)
 
 
 @pytest.fixture(scope="module")

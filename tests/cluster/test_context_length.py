@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from kubectl_plugin import Plugin
+
 pytestmark = pytest.mark.cluster
 
 MIB = 1 << 20
@@ -87,11 +89,14 @@ def test_the_rank_with_the_smaller_budget_limits_its_replica(space: Any) -> None
         assert code == expected, answer
 
 
-def test_a_minimum_that_does_not_fit_stops_readably_without_a_crash_loop(space: Any) -> None:
+def test_a_minimum_that_does_not_fit_stops_readably_without_a_crash_loop(space: Any, plugin: Plugin) -> None:
     space.apply(simulated(448, context={"minLength": 8192}))
     space.eventually("ContextFit says why", lambda: condition(space, "ContextFit")[:2] == ("False", "ContextTooSmall"))
     assert "a context of at least 8192 tokens was asked for" in condition(space, "ContextFit")[2]
     assert condition(space, "Stalled")[:2] == ("True", "ContextTooSmall")
+    answer = plugin.why("sim")
+    assert "a context of at least 8192 tokens was asked for" in answer
+    assert "-> Give the engine more memory (spec.resources, memory.utilizationPercent), or lower spec.context.minLength." in answer
     space.eventually("its pod is removed", lambda: not space.items("pods"))
     assert [item["spec"]["epoch"] for item in space.items("ier")] == [1]
     space.apply(simulated(448, context={"minLength": 1024}))

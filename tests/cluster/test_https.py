@@ -1,4 +1,4 @@
-"""HTTPS where a kubelet probes it: an engine with a certificate in a Secret."""
+"""HTTPS and an API key where a kubelet probes them: an engine with a certificate and a key in Secrets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from localkube.pki import Authority
 
 pytestmark = pytest.mark.cluster
 
-QUESTION = {"model": MODEL, "prompt": [65] * 8, "max_tokens": 4}
+QUESTION = {"model": MODEL, "prompt": [65] * 8, "max_tokens": 4, "ignore_eos": True}
 SECONDS = 30
 EXCHANGED_SECONDS = 180
 """For a kubelet to bring a changed secret: two minutes by default, a few seconds in localkube."""
 
 
-def test_an_engine_with_a_certificate_is_ready_answers_by_https_alone_and_shows_a_changed_one(space: Any, tmp_path: Path) -> None:
+def test_an_engine_with_a_certificate_and_a_key_is_ready_answers_by_https_and_to_the_key_alone_and_shows_a_changed_certificate(
+    space: Any, tmp_path: Path
+) -> None:
     name = f"secure.{space.namespace}.svc"
     authority = Authority(tmp_path)
     for version in ("first", "second"):
@@ -32,7 +34,9 @@ def test_an_engine_with_a_certificate_is_ready_answers_by_https_alone_and_shows_
         space.kubectl("apply", "-f", "-", stdin=made)
 
     put_secret("first")
-    space.apply(simulated("secure", tls={"secretName": "certificate"}))
+    space.kubectl("create", "secret", "generic", "keys", "--from-literal=engine=sesame")
+    key = {"apiKeySecretRef": {"name": "keys", "key": "engine"}}
+    space.apply(simulated("secure", tls={"secretName": "certificate"}, auth=key))
     space.wait("Ready", name="secure")
     assert space.get("ie/secure")["status"]["endpoint"] == f"https://{name}:80"
     before = space.lives()
@@ -45,7 +49,11 @@ def test_an_engine_with_a_certificate_is_ready_answers_by_https_alone_and_shows_
         # By the name that clients in the cluster use, which nothing on this machine resolves.
         context = ssl.create_default_context(cafile=authority.certificate)
         with httpx.Client(verify=context, base_url=url, timeout=SECONDS) as client:
-            answer = client.post("/v1/completions", json=QUESTION, extensions={"sni_hostname": name})
+            refused, wrong, answer = (
+                client.post("/v1/completions", json=QUESTION, headers=headers, extensions={"sni_hostname": name})
+                for headers in ({}, {"Authorization": "Bearer open"}, {"Authorization": "Bearer sesame"})
+            )
+        assert [refused.status_code, wrong.status_code, answer.status_code] == [401, 401, 200]
         assert answer.json()["usage"]["completion_tokens"] == 4
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{plain}/ready", timeout=SECONDS)

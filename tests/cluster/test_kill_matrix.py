@@ -20,6 +20,7 @@ import living_processes
 from cluster_history import History, Object, conditions, failure_words, rows
 from kill_cases import Case
 from killed_engine import READY_SECONDS, TWO_MEMBERS, KilledEngine, real, simulated
+from kubectl_plugin import Plugin
 from living_processes import PodProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -39,10 +40,11 @@ def test_every_pair_of_role_phase_and_fault_is_played() -> None:
 class Played:
     """One case, from its engine's birth to what came of the death."""
 
-    def __init__(self, case: Case, engine: KilledEngine, small_model: Path) -> None:
+    def __init__(self, case: Case, engine: KilledEngine, small_model: Path, plugin: Plugin) -> None:
         self.case = case
         self.engine = engine
         self.small_model = small_model
+        self.plugin = plugin
         self.victim: PodProcess | None = None
         self.before: set[PodProcess] = set()
         self.after: set[PodProcess] = set()
@@ -50,6 +52,7 @@ class Played:
         self.status = 0
         self.end: Object = {}
         self.logs = ""
+        self.why = ""
 
     def play(self) -> Played:
         """Whatever goes wrong, the engine is taken away."""
@@ -88,6 +91,8 @@ class Played:
             self.victim = engine.the(case.role)
             self._strike()
         engine.until("Stalled, and its pods gone", lambda: engine.is_true("Stalled") and not engine.pods())
+        if case.fault == "sigstop":
+            self.why = self.plugin.why(case.name)
 
     def _kill_while_it_serves(self) -> None:
         case, engine = self.case, self.engine
@@ -153,13 +158,14 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(
-    request: pytest.FixtureRequest, installation: Any, history: History, small_model: Path
+    request: pytest.FixtureRequest, installation: Any, history: History, small_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Case, Future[Played]]]:
     """All cases that this run has tests for, under way."""
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     chosen = [item.callspec.params["case"] for item in items]
+    plugin = Plugin(installation.cluster, history.namespace, tmp_path_factory.mktemp("plugin"))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        plays = [Played(case, KilledEngine(installation, history, case.name), small_model) for case in chosen]
+        plays = [Played(case, KilledEngine(installation, history, case.name), small_model, plugin) for case in chosen]
         yield {play.case: pool.submit(play.play) for play in plays}
         pool.shutdown(cancel_futures=True)
 
@@ -183,6 +189,10 @@ def test_a_death_is_told_as_what_it_is_and_answered_once(case: Case, played: dic
     if case.is_starting:
         assert conditions(play.end)["Stalled"]["reason"] == "RestartBudgetSpent"
         assert not engine.is_true("Available")
+        if case.fault == "sigstop":
+            assert all(
+                words in play.why for words in ("RestartBudgetSpent", "resume-after", "Hang", "raise spec.hang.stallSeconds")
+            )
     else:
         assert play.status == 200
     if case.is_answered_in_place:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +25,7 @@ ENGINE = {
 }
 
 
-def test_logs_of_all_members_are_merged_and_followed_and_a_drained_replica_gets_a_successor(space: Any, tmp_path: Path) -> None:
-    plugin = Plugin(space.installation.cluster, space.namespace, tmp_path)
+def test_logs_of_all_members_are_merged_and_followed_and_a_drained_replica_gets_a_successor(space: Any, plugin: Plugin) -> None:
     space.apply(ENGINE)
     space.wait("Ready", name="seen")
     (replica,) = (item["metadata"]["name"] for item in space.items("ier"))

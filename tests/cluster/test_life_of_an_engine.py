@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from example_model import example, volume
+from kubectl_plugin import Plugin
 from simulated_engine import manifest as simulated
 
 pytestmark = pytest.mark.cluster
@@ -128,15 +129,30 @@ def test_an_operator_restart_touches_no_pod(space: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "reason", "cause", "step"),
     [
-        ({"image": "localhost/no-such-image:1"}, "ImageNotAvailable"),
-        ({"resources": {"limits": {"memory": "900Gi"}}}, "Unschedulable"),
-        ({"model": {"uri": "pvc://no-such-claim/model"}}, "ClaimNotFound"),
+        (
+            {"image": "localhost/no-such-image:1"},
+            *("ImageNotAvailable", "image localhost/no-such-image:1 of container engine", "Correct the image's name and tag"),
+        ),
+        (
+            {"resources": {"limits": {"memory": "900Gi"}}},
+            *("Unschedulable", "Insufficient memory", "Add nodes, free what the scheduler misses, or ask for less"),
+        ),
+        ({"model": {"uri": "pvc://no-such-claim/model"}}, "ClaimNotFound", "'no-such-claim'", "Create the claim, or correct"),
+        (
+            {"executor": "InProcess", "model": {"uri": "file:///no-such-model"}},
+            *("ModelNotFound", "/no-such-model", "Correct spec.model.uri, or put the model where it points"),
+        ),
     ],
-    ids=["an image that does not exist", "more memory than any node has", "a claim that does not exist"],
+    ids=[
+        "an image that does not exist",
+        "more memory than any node has",
+        "a claim that does not exist",
+        "a model that does not exist",
+    ],
 )
-def test_what_cannot_start_says_why(space: Any, change: dict[str, Any], reason: str) -> None:
+def test_what_cannot_start_says_why(space: Any, plugin: Plugin, change: dict[str, Any], reason: str, cause: str, step: str) -> None:
     space.apply(simulated(**change))
 
     def ready_reason() -> str:
@@ -144,3 +160,6 @@ def test_what_cannot_start_says_why(space: Any, change: dict[str, Any], reason: 
         return next((entry["reason"] for entry in conditions if entry["type"] == "Ready"), "")
 
     space.eventually(f"Ready says {reason}", lambda: ready_reason() == reason, seconds=60)
+    answer = plugin.why("sim")
+    assert cause in answer
+    assert f"-> {step}" in answer

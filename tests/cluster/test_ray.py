@@ -18,6 +18,7 @@ import living_processes
 import ray_engine
 from cluster_history import History, conditions, failure_words
 from example_model import example, volume
+from kubectl_plugin import Plugin
 from ray_engine import RayEngine
 from request_load import Kind, Load, Outcome, Question
 from small_model import VOCABULARY
@@ -133,6 +134,7 @@ class Story:
     lacking: str = ""
     table: str = ""
     described: str = ""
+    why: str = ""
     waited: list[tuple[int, int, str]] = field(default_factory=list)
 
     def look(self) -> dict[str, Any]:
@@ -148,7 +150,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(installation: Any, history: History, engines: Engines, right: list[Question]) -> Story:
+def story(
+    installation: Any, history: History, engines: Engines, right: list[Question], tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     """1 -> 3 -> 1 ranks under load; for a while there is no place for the pods of the new ones."""
     engine = engines["elastic"]
     told = Story(engine)
@@ -161,6 +165,7 @@ def story(installation: Any, history: History, engines: Engines, right: list[Que
         told.lacking = str(engine.condition("PlacementReady")["message"])
         told.table = engine.kubectl("get", "ie/elastic")
         told.described = engine.kubectl("describe", "ie/elastic")
+        told.why = Plugin(installation.cluster, history.namespace, tmp_path_factory.mktemp("plugin")).why("elastic")
         told.waited = engine.rank_states()
         load.until_ended(REQUESTS_OF_A_PHASE)
         offer_places(installation, history, there=True)
@@ -180,6 +185,8 @@ def test_ranks_that_cannot_be_placed_wait_readably_and_serve_when_there_is_a_pla
     assert "bundle 0 of rank 1 needs accelerator: 1, member 1 has not joined" in story.lacking
     assert "Unschedulable" in story.table, "what Kubernetes says of the pod goes before what Ray lacks for it"
     assert story.lacking in story.described
+    assert "bundle 0 of rank 1 needs accelerator: 1" in story.why
+    assert "-> Let the pods have what the bundle needs (spec.resources), or ask for fewer ranks" in story.why
     assert story.waited == [(0, 1, "Serving"), (1, 1, "Pending"), (2, 1, "Pending")]
     assert story.grown["pod"] == story.before["pod"]
     assert story.before["processes"].items() <= story.grown["processes"].items(), "nothing that was there was made again"
