@@ -28,9 +28,15 @@ def _scrape(server: ApiServer) -> dict[str, float]:
 def test_the_page_lists_what_is_exported(http: httpx.Client) -> None:
     http.get("/health")
     text = http.get("/metrics").text
-    exported = set(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    listed = set(re.findall(r"^\| `([a-z_:]+)` \| (gauge|counter|histogram) \|", PAGE.read_text(), re.MULTILINE))
-    assert listed == exported
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    labels: dict[str, set[str]] = {name: set() for name in kinds}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels[name].update(*(sample.labels.keys() - {"le"} for sample in family.samples))
+    listed = re.findall(r"^\| `([a-z_:]+)(?:\{(.*)\})?` \| (gauge|counter|histogram) \|", PAGE.read_text(), re.MULTILINE)
+    assert {name: (kind, set(filter(None, named.split(",")))) for name, named, kind in listed} == {
+        name: (kind, labels[name]) for name, kind in kinds.items()
+    }
 
 
 def test_every_metric_has_a_text_that_names_the_unit_in_its_name(http: httpx.Client) -> None:

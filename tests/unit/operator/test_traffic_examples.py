@@ -44,7 +44,7 @@ def test_the_inference_pool_selects_leaders_in_service_alone_where_they_listen()
 
 
 def test_autoscalers_ask_for_metrics_that_engines_export() -> None:
-    exported = set(re.findall(r"^\| `(enginehouse_\w+)`", (ROOT / "docs/reference/engine-metrics.md").read_text(), re.MULTILINE))
+    exported = set(re.findall(r"^\| `(enginehouse_\w+)", (ROOT / "docs/reference/engine-metrics.md").read_text(), re.MULTILINE))
     (pods,) = example("autoscaling/hpa.yaml")["spec"]["metrics"]
     (trigger,) = example("autoscaling/keda.yaml")["spec"]["triggers"]
     asked = {pods["pods"]["metric"]["name"], *re.findall(r"enginehouse_\w+", trigger["metadata"]["query"])}
