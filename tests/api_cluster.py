@@ -17,6 +17,7 @@ import pytest
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
+import gitops_tools
 from localkube import cluster
 from localkube.binaries import KUBERNETES
 from localkube.paths import cluster_paths
@@ -51,6 +52,16 @@ def api_client(api_cluster: cluster.Cluster) -> Iterator[kubernetes_client.ApiCl
     """The official client, as administrator."""
     with kubernetes_config.new_client_from_config(str(api_cluster.kubeconfig)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def with_foreign_kinds(api_cluster: cluster.Cluster) -> None:
+    """The cluster knows the kinds of other projects that examples and the chart name."""
+    if not api_cluster.owned:
+        pytest.skip("definitions of other projects are not put into a cluster of yours")
+    folder = str(gitops_tools.foreign_crds())
+    api_cluster.kubectl("apply", "--server-side", "-f", folder)
+    api_cluster.until_served("-f", folder)
 
 
 @pytest.fixture

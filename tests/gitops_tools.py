@@ -1,7 +1,7 @@
 """The tools that deliver engines, as far as they judge them: built from their own Go modules.
 
 The one job: ask kstatus (Flux, kpt, Helm), an Argo CD health script or Flux's types about objects, and give the definitions of the
-kinds that examples name. The invariant kept: the code that judges is theirs, pinned below `localkube/go`.
+kinds that examples and the chart name. The invariant kept: the code that judges is theirs, pinned below `localkube/go`.
 Not done here: their controllers; nothing is reconciled.
 """
 
@@ -20,6 +20,7 @@ from localkube.paths import CachePaths, cache_root
 _JUDGE = GoModule("gitops", {"gitops-judge": "."})
 _BASES = "config/crd/bases"
 _FLUX, _KEDA = "github.com/fluxcd", "github.com/kedacore/keda/v2"
+_PROMETHEUS, _PROMETHEUS_CRDS = "github.com/prometheus-operator/prometheus-operator", "example/prometheus-operator-crd"
 _CRDS = GoModule(
     "crds",
     {},
@@ -35,6 +36,8 @@ _CRDS = GoModule(
             "sigs.k8s.io/gateway-api-inference-extension", f"{_BASES}/inference.networking.k8s.io_inferencepools.yaml"
         ),
         "keda-scaledobjects.yaml": ModuleFile(_KEDA, f"{_BASES}/keda.sh_scaledobjects.yaml"),
+        "podmonitors.yaml": ModuleFile(_PROMETHEUS, f"{_PROMETHEUS_CRDS}/monitoring.coreos.com_podmonitors.yaml"),
+        "prometheusrules.yaml": ModuleFile(_PROMETHEUS, f"{_PROMETHEUS_CRDS}/monitoring.coreos.com_prometheusrules.yaml"),
     },
 )
 

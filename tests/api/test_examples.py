@@ -39,15 +39,6 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-@pytest.fixture(scope="module")
-def with_foreign_kinds(api_cluster: cluster.Cluster) -> None:
-    if not api_cluster.owned:
-        pytest.skip("definitions of other projects are not put into a cluster of yours")
-    folder = str(gitops_tools.foreign_crds())
-    api_cluster.kubectl("apply", "--server-side", "-f", folder)
-    api_cluster.until_served("-f", folder)
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_accepted(name: str, api_cluster: cluster.Cluster, namespace: str, request: pytest.FixtureRequest) -> None:
     found = documents(EXAMPLES[name])

@@ -20,6 +20,8 @@ from rendered_chart import HelmError, Render, of_kind
 
 pytestmark = pytest.mark.api
 
+MONITORING = {"podMonitors": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}, "logFormat": "json"}
+
 
 def test_helm_lint_has_no_complaint(api_cluster: cluster.Cluster) -> None:
     command = [str(api_cluster.binaries / "helm"), "lint", "--strict", str(CHART)]
@@ -43,12 +45,19 @@ def test_helm_lint_has_no_complaint(api_cluster: cluster.Cluster) -> None:
         },
         {"commonLabels": {"team": "x"}, "networkPolicy__enabled": True},
         {"commonLabels": {"team": "x"}, "networkPolicy__enabled": True, "watchNamespace": "default"},
+        {"monitoring": MONITORING},
+        {"monitoring": MONITORING, "watchNamespace": "default"},
     ],
-    ids=["defaults", "one namespace", "images", "placement", "networks", "networks of one namespace"],
+    ids=[
+        "defaults", "one namespace", "images", "placement", "networks", "networks of one namespace", "monitoring",
+        "monitoring of one namespace",
+    ],
 )  # fmt: skip
 def test_everything_rendered_is_accepted(
-    values: dict[str, object], render: Render, api_cluster: cluster.Cluster, namespace: str
+    values: dict[str, object], render: Render, api_cluster: cluster.Cluster, namespace: str, request: pytest.FixtureRequest
 ) -> None:
+    if "monitoring" in values:
+        request.getfixturevalue("with_foreign_kinds")
     for found in render(**values):
         if found["kind"] == "CustomResourceDefinition":
             continue  # installed already, by other hands than helm's

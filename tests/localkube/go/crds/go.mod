@@ -1,4 +1,4 @@
-// Modules of which tests read the CustomResourceDefinitions that examples name. Nothing is compiled; ../../../gitops_tools.py lists the files.
+// Modules of which tests read the CustomResourceDefinitions that examples and the chart name. Nothing is compiled; ../../../gitops_tools.py lists the files.
 module enginehouse.dev/localkube/crds
 
 go 1.26.0
@@ -8,5 +8,6 @@ require (
 	github.com/fluxcd/kustomize-controller v1.9.6 // indirect
 	github.com/fluxcd/source-controller v1.9.6 // indirect
 	github.com/kedacore/keda/v2 v2.21.0 // indirect
+	github.com/prometheus-operator/prometheus-operator v0.85.0 // indirect
 	sigs.k8s.io/gateway-api-inference-extension v1.1.0 // indirect
 )
