@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rendered_chart import HelmError, Render, of_kind
 
 pytestmark = pytest.mark.api
 
+KINDS_READ_SECONDS = 30.0
 MONITORING = {"podMonitors": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}, "logFormat": "json"}
 
 
@@ -216,6 +218,38 @@ MAY_NOT = [
 def test_the_operator_has_the_rights_it_needs_and_no_others(as_operator: AsOperator) -> None:
     assert [case for case in MAY if not as_operator.may(*case)] == []
     assert [case for case in MAY_NOT if as_operator.may(*case)] == []
+
+
+def test_owners_that_block_deletion_take_a_right_that_the_operator_has(
+    as_operator: AsOperator, api_cluster: cluster.Cluster
+) -> None:
+    """Of clusters whose admission asks for it; without a question in the audit log, so its use shows here."""
+    if not api_cluster.owned:
+        pytest.skip("your cluster may not ask")
+    namespace = as_operator.namespace
+    owner = {
+        "apiVersion": "enginehouse.dev/v1alpha1",
+        "kind": "InferenceEngine",
+        "name": "e",
+        "uid": "u",
+        "blockOwnerDeletion": True,
+    }
+    metadata = {"name": "owned", "ownerReferences": [owner]}
+    owned = json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}})
+    deadline = time.monotonic() + KINDS_READ_SECONDS
+    while True:
+        try:
+            as_operator("create", "--dry-run=server", "-f-", stdin=owned)
+            break
+        except LocalkubeError as error:
+            if "cannot find RESTMapping" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
+    api_cluster.kubectl("-n", namespace, "create", "role", "maker", "--verb=create", "--resource=services")
+    api_cluster.kubectl("-n", namespace, "create", "rolebinding", "maker", "--role=maker", f"--serviceaccount={namespace}:maker")
+    maker = f"--as=system:serviceaccount:{namespace}:maker"
+    with pytest.raises(LocalkubeError, match="a resource you can't set finalizers on"):
+        api_cluster.kubectl(maker, "-n", namespace, "create", "--dry-run=server", "-f-", stdin=owned)
 
 
 def role(name: str, rules: list[dict[str, Any]]) -> str:

@@ -84,7 +84,9 @@ def apiserver(spec: ClusterSpec, *, paths: ClusterPaths) -> Component:
         f"--bind-address={'0.0.0.0' if spec.full else network.node}", f"--secure-port={PORT}",
         f"--endpoint-reconciler-type={endpoints[0]}", f"--advertise-address={endpoints[1]}",
         f"--service-cluster-ip-range={network.services}", "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction", "--allow-privileged", "--kubelet-preferred-address-types=InternalIP",
+        # The second one asks for rights that only some clusters ask for (OpenShift does): what passes here passes there.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
+        "--allow-privileged", "--kubelet-preferred-address-types=InternalIP",
         f"--client-ca-file={pki / 'ca.crt'}",
         f"--tls-cert-file={pki / 'apiserver.crt'}", f"--tls-private-key-file={pki / 'apiserver.key'}",
         f"--kubelet-client-certificate={pki / 'apiserver-kubelet.crt'}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from used_rights import Request, Right, not_granted, requests, unused
+from used_rights import Request, Right, not_granted, refused, requests, unused
 
 POD = Right("", "pods", "get")
 STATUS = Right("enginehouse.dev", "enginereplicas/status", "patch")
@@ -23,9 +24,12 @@ def request(right: Right, name: str = "mine", code: int = 200) -> Request:
 
 def test_lines_of_the_log_are_requests_for_objects() -> None:
     asked = {"resource": "enginereplicas", "subresource": "status", "apiGroup": "enginehouse.dev", "namespace": "n", "name": "mine"}
-    line: dict[str, Any] = {"user": {"username": "user"}, "verb": "patch", "responseStatus": {"code": 200}}
+    line: dict[str, Any] = {"user": {"username": "user"}, "verb": "patch", "responseStatus": {"code": 422, "message": "no"}}
+    line |= {"requestReceivedTimestamp": "1", "stageTimestamp": "2"}
     lines = [json.dumps({**line, "objectRef": asked}), json.dumps({**line, "requestURI": "/apis"})]
-    assert list(requests(lines)) == [request(STATUS)]
+    assert list(requests(lines)) == [Request("user", STATUS, "n", "mine", 422, why="no", asked_at="1", answered_at="2")]
+    nobody = json.dumps({**line, "objectRef": asked, "user": {}})
+    assert [found.user for found in requests([nobody])] == [""], "whose token was no good"
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,49 @@ def test_an_apply_that_made_its_object_has_used_two_rights() -> None:
     apply = Right("", "services", "patch")
     assert unused([request(apply, code=200)], rules, exceptions={}) == ["create services is granted and was never used"]
     assert unused([request(apply, code=201)], rules, exceptions={}) == []
+
+
+MONITOR = "system:serviceaccount:n:mine"
+
+
+def at(
+    time: int, *, right: Right = STATUS, name: str = "mine", code: int = 403, user: str = MONITOR, namespace: str = "n"
+) -> Request:
+    return Request(user, right, namespace, name, code, why="no", asked_at=str(time), answered_at=str(time))
+
+
+@pytest.mark.parametrize("code", [401, 403, 422])
+def test_what_was_refused_is_named_also_where_it_was_granted(code: int) -> None:
+    log = [at(1, code=200), at(2, code=code), at(3, code=code, user="somebody"), at(4, code=409)]
+    assert refused(log, of={MONITOR}) == [f"patch enginereplicas/status.enginehouse.dev of n/mine ({code}): no"]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        at(2, right=Right("", "namespaces", "delete"), namespace="n", name="n", code=200, user="admin"),
+        at(2, right=Right("rbac.authorization.k8s.io", "roles", "delete"), code=200, user="admin"),
+        at(2, right=Right("rbac.authorization.k8s.io", "clusterrolebindings", "delete"), name="n-mine", namespace="", code=200),
+    ],
+)
+def test_a_refusal_is_excused_after_the_namespace_or_a_grant_went(lost: Request) -> None:
+    log = [lost, at(3)]
+    assert refused(log, of={MONITOR}) == []
+    assert len(refused([at(1), *log], of={MONITOR})) == 1, "before"
+    assert len(refused([lost, at(3, code=422)], of={MONITOR})) == 1, "an admission policy refuses as ever"
+    assert (
+        len(refused([lost, at(3, user="system:serviceaccount:o:yours", namespace="o")], of={"system:serviceaccount:o:yours"})) == 1
+    )
+
+
+def test_a_definition_that_admission_has_not_read_yet_excuses_a_refusal() -> None:
+    young = replace(at(1), why="forbidden: cannot set blockOwnerDeletion in this case because cannot find RESTMapping for ...")
+    assert refused([young], of={MONITOR}) == []
+
+
+def test_a_grant_that_came_back_excuses_nothing_more() -> None:
+    roles = "rbac.authorization.k8s.io", "roles"
+    log = [at(2, right=Right(*roles, "delete"), code=200), at(4, right=Right(*roles, "create"), code=201), at(5)]
+    assert len(refused(log, of={MONITOR})) == 1
+    again = at(6, right=Right(*roles, "delete"), code=200)
+    assert len(refused([*log, again, at(7)], of={MONITOR})) == 1
