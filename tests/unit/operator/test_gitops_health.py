@@ -65,13 +65,28 @@ def pods_start() -> Raw:
     return engine(world)
 
 
-def unschedulable() -> Raw:
+def held_up(reason: str) -> Raw:
+    """By what its pod waits for."""
     world = World(engine_spec())
     world.one_pass()
     world.one_pass()
-    problem = Problem(reason=reasons.UNSCHEDULABLE, message="no node takes it")
-    world.change_member(world.live[0].members[0].name, problem=problem)
+    world.change_member(world.live[0].members[0].name, problem=Problem(reason=reason, message="m"))
     return engine(world)
+
+
+def unschedulable() -> Raw:
+    return held_up(reasons.UNSCHEDULABLE)
+
+
+def secret_missing() -> Raw:
+    return held_up(reasons.SECRET_NOT_FOUND)
+
+
+def quota_spent() -> Raw:
+    """No pod was made."""
+    world = World(engine_spec())
+    world.one_pass()
+    return engine(world, Problem(reason=reasons.QUOTA_EXCEEDED, message="m"))
 
 
 def ready() -> Raw:
@@ -187,6 +202,8 @@ STAGES: dict[Callable[[], Raw], tuple[str, str]] = {
     first_visit: ("InProgress", "Progressing"),
     pods_start: ("InProgress", "Progressing"),
     unschedulable: ("InProgress", "Progressing"),
+    secret_missing: ("InProgress", "Progressing"),
+    quota_spent: ("InProgress", "Progressing"),
     ready: ("Current", "Healthy"),
     ready_without_a_monitor: ("Current", "Healthy"),
     changed_and_not_seen: ("InProgress", "Progressing"),

@@ -2,7 +2,7 @@
 // JSON line for each.
 //
 //	kstatus               as Flux, kpt and Helm's watcher see them: InProgress, Current, Failed, Terminating
-//	argocd-health SCRIPT  as Argo CD does that has this Lua script: Healthy, Progressing, Degraded, Suspended
+//	argocd-health SCRIPT  what this Lua script says in the interpreter that Argo CD has: Healthy, Progressing, Degraded, Suspended
 //	helmrelease           whether Flux's types know every field
 package main
 
