@@ -1,4 +1,5 @@
-"""What the chart's options add: labels, volumes, spreading, a disruption budget, network policies, the admission policy.
+"""What the chart's options add: labels, volumes, spreading, a disruption budget, network policies, the admission policy; and where
+values arrive that are only passed on.
 
 Not done here: whether a network obeys the policies; what the admission policy refuses (`test_admission_policy.py`).
 """
@@ -55,6 +56,91 @@ def test_every_object_and_the_operators_pod_carry_the_common_labels(watch: str, 
     assert pod_of(objects)["metadata"]["labels"]["team"] == "x"
     of_pods = pod_of(render(**EVERYTHING, podLabels={"team": "y", "tier": "1"}))["metadata"]["labels"]
     assert (of_pods["team"], of_pods["tier"], of_pods["app.kubernetes.io/component"]) == ("y", "1", "operator")
+
+
+POD, TEST_POD = "Deployment spec.template.spec", "Pod spec"
+DIGEST = "sha256:" + "0" * 64
+ENV, TOLERATION = {"name": "HTTPS_PROXY", "value": "http://proxy"}, {"key": "gpu", "operator": "Exists"}
+AFFINITY = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+RESOURCES = {"requests": {"cpu": "7m", "memory": "70Mi"}, "limits": {"memory": "700Mi"}}
+ARRIVALS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "images": (
+        {
+            "image": {"repository": "r/op", "digest": DIGEST, "tag": "loses"},
+            "imagePullPolicy": "Never",
+            "imagePullSecrets": ["pull"],
+        },
+        {
+            f"{POD}.containers.0.args.1": f"--monitor-image=r/op@{DIGEST}",
+            **{f"{pod}.containers.0.image": f"r/op@{DIGEST}" for pod in (POD, TEST_POD)},
+            **{f"{pod}.containers.0.imagePullPolicy": "Never" for pod in (POD, TEST_POD)},
+            **{f"{pod}.imagePullSecrets": [{"name": "pull"}] for pod in (POD, TEST_POD)},
+        },
+    ),
+    "pods": (
+        {
+            "replicas": 3, "nodeSelector": {"disk": "ssd"}, "tolerations": [TOLERATION], "affinity": AFFINITY,
+            "priorityClassName": "high", "podAnnotations": {"team": "x"}, "extraEnv": [ENV], "resources": RESOURCES,
+        },
+        {
+            "Deployment spec.replicas": 3,
+            **{f"{pod}.nodeSelector": {"disk": "ssd"} for pod in (POD, TEST_POD)},
+            **{f"{pod}.tolerations": [TOLERATION] for pod in (POD, TEST_POD)},
+            f"{POD}.affinity": AFFINITY,
+            f"{POD}.priorityClassName": "high",
+            "Deployment spec.template.metadata.annotations.team": "x",
+            f"{POD}.containers.0.env": [ENV],
+            f"{POD}.containers.0.resources": RESOURCES,
+        },
+    ),
+    "an account": (
+        {"serviceAccount__name": "mine", "serviceAccount__annotations": {"team": "x"}, "nameOverride": "short"},
+        {
+            "Deployment metadata.name": "enginehouse-short-operator",
+            "ServiceAccount metadata.name": "mine",
+            "ServiceAccount metadata.annotations": {"team": "x"},
+            f"{POD}.serviceAccountName": "mine",
+            "ClusterRoleBinding subjects.0.name": "mine",
+            "RoleBinding subjects.0.name": "mine",
+        },
+    ),
+    "no account": (
+        {"serviceAccount__create": False, "fullnameOverride": "whole"},
+        {
+            "Deployment metadata.name": "whole",
+            "ServiceAccount": None,
+            f"{POD}.serviceAccountName": "default",
+            "ClusterRoleBinding subjects.0.name": "default",
+        },
+    ),
+    "no rights": (
+        {"rbac__create": False},
+        {"ClusterRole": None, "ClusterRoleBinding": None, "Role": None, "RoleBinding": None},
+    ),
+}  # fmt: skip
+
+
+def what_is_at(place: str, objects: Objects) -> Any:
+    """Of the first object of a kind, or all of it. None: there is nothing."""
+    kind, _, path = place.partition(" ")
+    found: Any = next(iter(of_kind(objects, kind)), None)
+    for key in filter(None, path.split(".")):
+        found = found[int(key)] if isinstance(found, list) else (found or {}).get(key)
+    return found
+
+
+@pytest.mark.parametrize(("values", "arrivals"), ARRIVALS.values(), ids=ARRIVALS.keys())
+def test_a_value_arrives_where_it_is_meant_to(values: dict[str, object], arrivals: dict[str, object], render: Render) -> None:
+    objects = render(**values)
+    assert {place: what_is_at(place, objects) for place in arrivals} == arrivals
+
+
+def test_the_clusters_own_roles_cover_engines_unless_told_otherwise(render: Render) -> None:
+    def covering(**values: object) -> int:
+        labels = [found["metadata"]["labels"] for found in of_kind(render(**values), "ClusterRole")]
+        return sum("rbac.authorization.k8s.io/aggregate-to-admin" in found for found in labels)
+
+    assert (covering(), covering(rbac__aggregate=False)) == (2, 0)
 
 
 def test_evictions_leave_an_operator_where_there_are_several(render: Render) -> None:
