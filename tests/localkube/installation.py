@@ -89,10 +89,11 @@ def install(cluster: Cluster, *, registry: str | None = None, set_values: tuple[
             " --target engine) as PREFIX/enginehouse-operator:0.1.0 and PREFIX/enginehouse-engine:0.1.0, then say PREFIX"
         )
     repository, _, tag = operator_image.rpartition(":")
-    values = (f"image.repository={repository}", f"image.tag={tag}", f"engineImage={engine_image}", *set_values)
+    of_images = (f"image.repository={repository}", f"image.tag={tag}", f"engineImage={engine_image}")
     with step("helm install enginehouse"):
         command = ["upgrade", "--install", "enginehouse", str(tree / _CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
         command += ["--wait", "--timeout", f"{_HELM_SECONDS:.0f}s"]
-        command += [argument for value in values for argument in ("--set-string", value)]
+        command += [argument for value in of_images for argument in ("--set-string", value)]
+        command += [argument for value in set_values for argument in ("--set", value)]
         cluster.helm(*command, timeout_seconds=_HELM_SECONDS + 30)
     return Installation(cluster, operator_image, engine_image)
