@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+import restricted_namespace
 import small_model as small_model_files
 from cluster_history import History
 from kubectl_plugin import Plugin
@@ -114,6 +115,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _make_namespace(installation: Installation, namespace: str) -> None:
+    """The API server judges all pods of its engines."""
+    manifest = restricted_namespace.manifest(namespace)
+    installation.cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+
+
 @pytest.fixture
 def new_space() -> Callable[[Installation], AbstractContextManager[Space]]:
     """For tests with an installation of their own."""
@@ -121,7 +128,7 @@ def new_space() -> Callable[[Installation], AbstractContextManager[Space]]:
     @contextlib.contextmanager
     def made(installation: Installation) -> Iterator[Space]:
         namespace = f"test-{uuid.uuid4().hex[:8]}"
-        installation.cluster.kubectl("create", "namespace", namespace)
+        _make_namespace(installation, namespace)
         yield Space(installation, namespace)
         installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 

@@ -23,6 +23,7 @@ import yaml
 
 import kubectl_plugin
 import page_blocks
+import restricted_namespace
 from killed_engine import simulated
 from localkube import model
 from localkube.binaries import KUBERNETES, KUBERNETES_VERSIONS
@@ -228,7 +229,7 @@ def at_home(installation: Installation, tmp_path_factory: pytest.TempPathFactory
     def wait(what: str, name: str) -> None:
         kubectl("wait", f"--for={what}", f"ie/{name}", "--timeout=180s")
 
-    installation.cluster.kubectl("create", "namespace", namespace)
+    installation.cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(restricted_namespace.manifest(namespace)))
     found = reader(installation, namespace, tmp_path_factory.mktemp("reader"))
     engine_yaml = found.clone / "engine.yaml"
     engine_yaml.write_text(yaml.safe_dump(simulated("smollm2", replicas=0)))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import example_model
+from example_model import mounted
 from localkube import model
 from localkube.paths import CachePaths, cache_root
 from small_model import VOCABULARY
@@ -25,10 +27,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 ANSWER = 32
 
 
-def engine(name: str, folder: Path, *, uri: str, memory_mib: int, **spec: Any) -> dict[str, Any]:
+def engine(name: str, claim: str, *, uri: str, memory_mib: int, **spec: Any) -> dict[str, Any]:
     """In float32: in bfloat16 sums in another order choose other tokens."""
     container = {"name": "engine", "args": ["--dtype=float32"], "volumeMounts": [{"name": "models", "mountPath": "/models"}]}
-    overlay = {"volumes": [{"name": "models", "hostPath": {"path": str(folder)}}], "containers": [container]}
+    overlay = {"volumes": [mounted(claim)], "containers": [container]}
     return {
         "apiVersion": "enginehouse.dev/v1alpha1",
         "kind": "InferenceEngine",
@@ -67,8 +69,9 @@ def test_every_shape_gives_the_tokens_of_one_process(space: Any, small_model: Pa
     draw = random.Random(5)
     prompts = [[draw.randrange(VOCABULARY) for _ in range(length)] for length in (1, 7, 33, 90)]
     said: dict[str, list[str]] = {}
+    space.apply(*example_model.claim("small", small_model, namespace=space.namespace))
     for name in names:
-        space.apply(engine(name, small_model, uri="file:///models", memory_mib=MEMORY_MIB, **SHAPES[name]))
+        space.apply(engine(name, "small", uri="file:///models", memory_mib=MEMORY_MIB, **SHAPES[name]))
         space.wait("Ready", name=name)
         said[name] = answers(space, name, prompts, tokens=ANSWER)
         space.kubectl("delete", f"ie/{name}", "--wait=false")
@@ -78,10 +81,11 @@ def test_every_shape_gives_the_tokens_of_one_process(space: Any, small_model: Pa
 
 def test_a_real_model_on_three_workers_says_what_it_says_in_one_process(space: Any) -> None:
     gguf = model.ensure(CachePaths(cache_root()))
+    space.apply(*example_model.volume(space.namespace))
     prompts = [[504, 3575, 282, 4649, 314]]
     said = []
     for name, shape in (("one", SHAPES["one"]), ("three", SHAPES["tensor3"])):
-        space.apply(engine(name, gguf.parent, uri=f"file:///models/{gguf.name}", memory_mib=4096, **shape))
+        space.apply(engine(name, "smollm2", uri=f"file:///models/{gguf.name}", memory_mib=4096, **shape))
         space.wait("Ready", name=name)
         said.append(answers(space, name, prompts, tokens=8))
         space.kubectl("delete", f"ie/{name}", "--wait=false")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client as kubernetes_client
 
+import restricted_namespace
 from kubectl_plugin import Plugin
 from localkube import cluster
 
@@ -39,13 +40,13 @@ NewStage = Callable[[], AbstractContextManager[Stage]]
 
 @pytest.fixture
 def new_stage(api_cluster: cluster.Cluster, api_client: kubernetes_client.ApiClient, node: str, zygote: Zygote) -> NewStage:
-    """Makes namespaces with a kubelet in them; no operator runs there yet."""
+    """Makes namespaces with a kubelet in them, for restricted pods alone; no operator runs there yet."""
     core = kubernetes_client.CoreV1Api(api_client)
 
     @contextmanager
     def made() -> Iterator[Stage]:
         name = f"test-{uuid.uuid4().hex[:12]}"
-        core.create_namespace({"metadata": {"name": name}})
+        core.create_namespace(restricted_namespace.manifest(name))
         with ScriptedKubelet(api_client, name, node) as kubelet:
             stage = Stage(api_client, name, kubelet, zygote, api_cluster.audit_log)
             try:

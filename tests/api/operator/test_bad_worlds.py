@@ -15,6 +15,7 @@ pytestmark = pytest.mark.api
 
 TEMPLATE_REFUSED = {"spec": {"shareProcessNamespace": True}}
 TEMPLATE_BROKEN = {"spec": {"tolerations": [{"operator": "Sometimes"}]}}
+TEMPLATE_UNRESTRICTED = {"spec": {"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}}
 
 
 def ready_pods(stage: Stage) -> set[str]:
@@ -53,6 +54,16 @@ def test_a_template_that_breaks_the_pod_does_not_end_what_runs(stage: Stage, tem
     stage.patch(spec={"template": None})
     stage.until_condition("Ready", "True")
     assert ready_pods(stage) == before, "the old spec again: nothing is replaced"
+
+
+def test_a_folder_of_the_node_is_refused_by_a_namespace_of_restricted_pods(stage: Stage) -> None:
+    stage.operator()
+    stage.apply(template=TEMPLATE_UNRESTRICTED)
+    told = stage.until_condition("Ready", "False", "Forbidden")
+    assert 'violates PodSecurity "restricted:latest": restricted volume types' in told["message"]
+    assert stage.pods() == []
+    stage.patch(spec={"template": None})
+    stage.until_condition("Ready", "True")
 
 
 def test_a_missing_volume_claim_is_told_and_found_when_it_comes(stage: Stage) -> None:

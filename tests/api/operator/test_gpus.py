@@ -12,6 +12,7 @@ from operator_process import Zygote
 from scripted_kubelet import ScriptedKubelet
 from stage import Stage
 
+import restricted_namespace
 from localkube import cluster
 
 pytestmark = pytest.mark.api
@@ -34,7 +35,7 @@ def gpu_cluster(kubernetes_version: str) -> Iterator[cluster.Cluster]:
 def stage(gpu_cluster: cluster.Cluster) -> Iterator[Stage]:
     api = kubernetes_config.new_client_from_config(str(gpu_cluster.kubeconfig))
     core = kubernetes_client.CoreV1Api(api)
-    core.create_namespace({"metadata": {"name": "gpu-test"}})
+    core.create_namespace(restricted_namespace.manifest("gpu-test"))
     with Zygote(gpu_cluster.kubeconfig) as zygote, ScriptedKubelet(api, "gpu-test", "none") as kubelet:
         kubelet.fate = lambda _: "report"
         made = Stage(api, "gpu-test", kubelet, zygote, gpu_cluster.audit_log)

@@ -21,6 +21,7 @@ from scripted_node import ScriptedNode
 from stage import Stage
 
 import earlier_tree
+import restricted_namespace
 from chart_values import CHART
 from localkube import cluster
 
@@ -45,7 +46,7 @@ def stage(fresh: cluster.Cluster) -> Iterator[Stage]:
         ScriptedNode(client, f"scripted-{uuid.uuid4().hex[:8]}") as node,
         Zygote(fresh.kubeconfig) as zygote,
     ):
-        kubernetes_client.CoreV1Api(client).create_namespace({"metadata": {"name": "engines"}})
+        kubernetes_client.CoreV1Api(client).create_namespace(restricted_namespace.manifest("engines"))
         with ScriptedKubelet(client, "engines", node.name) as kubelet:
             made = Stage(client, "engines", kubelet, zygote, fresh.audit_log)
             yield made
