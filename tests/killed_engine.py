@@ -11,11 +11,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import living_processes
 from cluster_history import Event, History, Object, failure_words, is_true, rows
+from example_model import mounted
 from living_processes import PodProcess
 from localkube.installation import Installation
 
@@ -36,10 +36,10 @@ def simulated(name: str, *, drills: tuple[str, ...] = (), **spec: Any) -> Object
     return _engine(name, {"executor": "Simulated", "template": {"spec": {"containers": [container]}}, **spec}, memory="512Mi")
 
 
-def real(name: str, model: Path, **spec: Any) -> Object:
-    """A core and a worker that runs a small model."""
+def real(name: str, claim: str, **spec: Any) -> Object:
+    """A core and a worker that runs the model that a claim has."""
     container = {"name": "engine", "volumeMounts": [{"name": "models", "mountPath": "/models"}]}
-    overlay = {"volumes": [{"name": "models", "hostPath": {"path": str(model)}}], "containers": [container]}
+    overlay = {"volumes": [mounted(claim)], "containers": [container]}
     fields = {"executor": "Multiprocess", "model": {"uri": "file:///models", "servedName": MODEL}, "template": {"spec": overlay}}
     return _engine(name, {**fields, **spec}, memory="1536Mi")
 

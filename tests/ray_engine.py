@@ -9,11 +9,11 @@ import json
 import re
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any, Final
 
 import living_processes
 from cluster_history import Object, conditions, rows
+from example_model import mounted
 from killed_engine import MODEL, KilledEngine
 from living_processes import PodProcess
 
@@ -45,20 +45,26 @@ signal.signal(signal.SIGUSR1, fail)
 """
 """Python runs a file ``sitecustomize.py`` at every start: the engine has no switch for this, nor has Ray."""
 
+RAISING: Final[Object] = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "raising"},
+    "data": {"sitecustomize.py": _RAISES_WHEN_TOLD},
+}
+
 
 def manifest(
-    name: str, folder: Path, *, executor: str = "Ray", pod: Object | None = None, raising: Path | None = None, **spec: Any
+    name: str, claim: str, *, executor: str = "Ray", pod: Object | None = None, raising: bool = False, **spec: Any
 ) -> Object:
     """In float32: in bfloat16 sums in another order choose other tokens. ``pod``: more of the pods' spec.
 
-    ``raising``: a folder; with it every process of the engine raises an exception at SIGUSR1.
+    ``claim``: of the model. ``raising``: every process of the engine raises an exception at SIGUSR1, by the namespace's RAISING.
     """
     mounts = [{"name": "models", "mountPath": "/models"}]
     container: Object = {"name": "engine", "args": ["--dtype=float32"], "volumeMounts": mounts}
-    volumes = [{"name": "models", "hostPath": {"path": str(folder)}}]
-    if raising is not None:
-        (raising / "sitecustomize.py").write_text(_RAISES_WHEN_TOLD)
-        volumes.append({"name": "raising", "hostPath": {"path": str(raising)}})
+    volumes = [mounted(claim)]
+    if raising:
+        volumes.append({"name": "raising", "configMap": {"name": RAISING["metadata"]["name"]}})
         mounts.append({"name": "raising", "mountPath": "/raising"})
         container["env"] = [{"name": "PYTHONPATH", "value": "/raising:/opt/enginehouse"}]
     overlay = {"volumes": volumes, "containers": [container], **(pod or {})}

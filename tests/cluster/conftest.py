@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+import example_model
 import restricted_namespace
 import small_model as small_model_files
 from cluster_history import History
@@ -116,7 +117,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _make_namespace(installation: Installation, namespace: str) -> None:
-    """The API server judges all pods of its engines."""
+    """Every engine of these tests is of one, so the API server judges all their pods."""
     manifest = restricted_namespace.manifest(namespace)
     installation.cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
 
@@ -153,10 +154,19 @@ def history(installation: Installation) -> Iterator[History]:
     if not installation.cluster.owned:
         pytest.skip("KUBECONFIG names the cluster: its processes are not this machine's")
     namespace = f"test-{uuid.uuid4().hex[:8]}"
-    installation.cluster.kubectl("create", "namespace", namespace)
+    _make_namespace(installation, namespace)
     with History(installation.cluster, namespace).watching() as watched:
         yield watched
     installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def model_claim(installation: Installation, history: History, small_model: Path) -> str:
+    """The name, in the namespace of the history, of a claim of that folder."""
+    name = "small"
+    manifests = yaml.safe_dump_all(example_model.claim(name, small_model, namespace=history.namespace))
+    installation.kubectl("apply", "-f", "-", namespace=history.namespace, stdin=manifests)
+    return name
 
 
 @pytest.fixture

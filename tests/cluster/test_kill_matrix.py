@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,10 +39,10 @@ def test_every_pair_of_role_phase_and_fault_is_played() -> None:
 class Played:
     """One case, from its engine's birth to what came of the death."""
 
-    def __init__(self, case: Case, engine: KilledEngine, small_model: Path, plugin: Plugin) -> None:
+    def __init__(self, case: Case, engine: KilledEngine, model_claim: str, plugin: Plugin) -> None:
         self.case = case
         self.engine = engine
-        self.small_model = small_model
+        self.model_claim = model_claim
         self.plugin = plugin
         self.victim: PodProcess | None = None
         self.before: set[PodProcess] = set()
@@ -76,7 +75,7 @@ class Played:
         restart = {"maxRestarts": 0 if case.is_starting else 1}
         spec: dict[str, Any] = {"restart": restart, "hang": {"stallSeconds": case.stall_seconds}}
         if case.real:
-            return real(case.name, self.small_model, **spec)
+            return real(case.name, self.model_claim, **spec)
         shape = TWO_MEMBERS if case.has_two_members else {}
         return simulated(case.name, drills=(case.drill,) if case.drill else (), **shape, **spec)
 
@@ -158,14 +157,14 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(
-    request: pytest.FixtureRequest, installation: Any, history: History, small_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, installation: Any, history: History, model_claim: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Case, Future[Played]]]:
     """All cases that this run has tests for, under way."""
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     chosen = [item.callspec.params["case"] for item in items]
     plugin = Plugin(installation.cluster, history.namespace, tmp_path_factory.mktemp("plugin"))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        plays = [Played(case, KilledEngine(installation, history, case.name), small_model, plugin) for case in chosen]
+        plays = [Played(case, KilledEngine(installation, history, case.name), model_claim, plugin) for case in chosen]
         yield {play.case: pool.submit(play.play) for play in plays}
         pool.shutdown(cancel_futures=True)
 

@@ -5,10 +5,10 @@ Three engines live side by side, each for several tests: stories are played once
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -61,9 +61,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 class Engines:
     """Each made when it is first asked for, one after the other: a start is what processors can take of Ray."""
 
-    def __init__(self, installation: Any, history: History, model: Path, raising: Path) -> None:
+    def __init__(self, installation: Any, history: History, model_claim: str) -> None:
         self._made: dict[str, RayEngine] = {}
-        self._installation, self._history, self._model, self._raising = installation, history, model, raising
+        self._installation, self._history, self._model_claim = installation, history, model_claim
 
     def __getitem__(self, name: str) -> RayEngine:
         """Ready when it was made."""
@@ -71,8 +71,8 @@ class Engines:
             engine = self._made[name] = RayEngine(self._installation, self._history, name)
             more = SHAPES[name]
             if name == "elastic":
-                more = {**more, "pod": {"nodeSelector": {PLACE_LABEL: self._history.namespace}}, "raising": self._raising}
-            engine.apply(ray_engine.manifest(name, self._model, **more))
+                more = {**more, "pod": {"nodeSelector": {PLACE_LABEL: self._history.namespace}}, "raising": True}
+            engine.apply(ray_engine.manifest(name, self._model_claim, **more))
             engine.until("Ready", engine.settled, seconds=READY_SECONDS)
         return self._made[name]
 
@@ -81,16 +81,11 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def engines(installation: Any, history: History, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+def engines(installation: Any, history: History, model_claim: str) -> Iterator[Engines]:
+    installation.kubectl("apply", "-f", "-", namespace=history.namespace, stdin=json.dumps(ray_engine.RAISING))
     offer_places(installation, history, there=True)
-    yield Engines(installation, history, small_model, readable(tmp_path_factory.mktemp("raising")))
+    yield Engines(installation, history, model_claim)
     offer_places(installation, history, there=False)
-
-
-def readable(folder: Path) -> Path:
-    """By pods, which run as a user of their own."""
-    folder.chmod(0o755)
-    return folder
 
 
 def offer_places(installation: Any, history: History, *, there: bool) -> None:
@@ -327,11 +322,11 @@ def test_after_delete_nothing_is_left_not_even_a_secret(engines: Engines) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_starts_with_two_ranks_and_two_api_servers_come_up_and_answer(
-    installation: Any, history: History, small_model: Path, right: list[Question]
+    installation: Any, history: History, model_claim: str, right: list[Question]
 ) -> None:
     for turn in range(20):
         engine = RayEngine(installation, history, f"pair-{turn}")
-        engine.apply(ray_engine.manifest(engine.name, small_model, parallelism={"data": 2, "workersPerMember": 2}, apiServers=2))
+        engine.apply(ray_engine.manifest(engine.name, model_claim, parallelism={"data": 2, "workersPerMember": 2}, apiServers=2))
         engine.until("Ready", engine.settled, seconds=READY_SECONDS)
         assert answers(engine) == [question.answer for question in right]
         assert not engine.failures()
@@ -342,10 +337,10 @@ def test_twenty_starts_with_two_ranks_and_two_api_servers_come_up_and_answer(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ranks_come_and_go_twenty_times_without_a_lost_request_and_nothing_piles_up(
-    installation: Any, history: History, small_model: Path, right: list[Question]
+    installation: Any, history: History, model_claim: str, right: list[Question]
 ) -> None:
     engine = RayEngine(installation, history, "again")
-    engine.apply(ray_engine.manifest(engine.name, small_model, apiServers=2))
+    engine.apply(ray_engine.manifest(engine.name, model_claim, apiServers=2))
     until_serving(engine, [(0, 1)])
     before = Story(engine).look()
     with installation.reached(engine.name, namespace=history.namespace) as url, Load(url, clients=3, ask=right) as load:
