@@ -31,7 +31,7 @@ built: setup
 	@$(RUN) -m localkube images >/dev/null
 
 test: check built ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
-	$(PYTEST) -m "not slow and not gpu" --numprocesses 3
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 2
 
 proof: check built ## the long matrices, soaks and version sweeps
 	$(PYTEST) -m "slow or not slow"
