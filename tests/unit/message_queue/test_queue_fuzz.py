@@ -56,7 +56,8 @@ class Story:
     def signal(self, name: str, number: int) -> None:
         process = self.present.get(name)
         if process is not None and not process.dead and process.process.is_alive():
-            os.kill(process.process.pid or 0, number)
+            with contextlib.suppress(ProcessLookupError):  # one that was dismissed ends by itself
+                os.kill(process.process.pid or 0, number)
             process.stopped = number == signal.SIGSTOP or (process.stopped and number != signal.SIGCONT)
             process.dead = number == signal.SIGKILL
 
