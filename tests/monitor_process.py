@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -116,7 +117,10 @@ class MonitorProcess:
 
     def held_pipes(self) -> int:
         """Of the engine's processes, the launcher included; the monitor's own are for signals."""
-        links = [os.readlink(entry) for entry in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+        links = []
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.append(os.readlink(entry))
         pipes = [link for link in links if link.startswith("pipe:")]
         return sum(pipes.count(pipe) == 1 for pipe in pipes)
 

@@ -149,7 +149,7 @@ def _excused(request: Request, *, gone: _Gone) -> bool:
     return any(
         since <= request.answered_at and request.asked_at <= until
         for (resource, namespace, name), spans in gone.items()
-        if (name == request.namespace if resource == "namespaces" else account in name and namespace in (home, ""))
+        if (name == request.namespace if resource == "namespaces" else account in name and namespace in (home, request.namespace, ""))
         for since, until in spans
     )
 

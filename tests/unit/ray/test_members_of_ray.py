@@ -31,6 +31,7 @@ def test_a_rank_across_members_has_its_first_workers_with_the_manager(manager: A
     (placed,) = manager.placement("Placed")
     assert placed["strategy"] == "Spread"
     pids = [manager.pid_of("worker", 0, index, member=index // 2) for index in range(4)]
+    manager.pid_of("engine-core", 0)  # it has its view then
     view = json.loads(manager.file("engine-core", 0).with_suffix(".workers").read_text())
     assert [worker["pid"] for worker in view] == pids
 
