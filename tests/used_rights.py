@@ -146,10 +146,11 @@ def _excused(request: Request, *, gone: _Gone) -> bool:
     if "cannot find RESTMapping" in request.why:
         return True  # admission looks every ten seconds which kinds there are; whoever asks earlier asks again
     *_, home, account = ("", "", *request.user.split(":"))
+    where = (home, request.namespace, "")
     return any(
         since <= request.answered_at and request.asked_at <= until
         for (resource, namespace, name), spans in gone.items()
-        if (name == request.namespace if resource == "namespaces" else account in name and namespace in (home, request.namespace, ""))
+        if (name == request.namespace if resource == "namespaces" else account in name and namespace in where)
         for since, until in spans
     )
 
