@@ -32,6 +32,16 @@ def change(space: Any, spec: dict[str, Any], *, name: str = NAME) -> None:
     space.kubectl("patch", f"ie/{name}", "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
+def scaled(space: Any, replicas: int, *, name: str = NAME) -> dict[str, int]:
+    """To so many replicas of one pod each; the lives of pods when all serve."""
+    space.kubectl("scale", f"ie/{name}", f"--replicas={replicas}")
+    space.wait("Progressing=False", name=name)
+    space.wait("Ready", name=name)
+    lives: dict[str, int] = space.lives()
+    assert len(lives) == replicas
+    return lives
+
+
 def pods(space: Any, *, name: str = NAME, role: str = "leader") -> dict[str, dict[str, Any]]:
     """Those of a role that nobody has asked to stop, by name."""
     found = space.items("pods", "-l", f"enginehouse.dev/engine={name},enginehouse.dev/role={role}")

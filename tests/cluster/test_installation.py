@@ -12,6 +12,7 @@ import pytest
 
 from killed_engine import MODEL, simulated
 from localkube.installation import SYSTEM_NAMESPACE, Installation, install
+from simulated_engine import scaled
 
 pytestmark = pytest.mark.cluster
 
@@ -38,15 +39,6 @@ def test_engines_serve_while_nothing_is_installed_and_two_operators_of_their_nam
     def put_back(*set_values: str) -> None:
         install(installation.cluster, registry=os.environ.get("ENGINEHOUSE_TEST_REGISTRY"), set_values=set_values)
 
-    def scale(replicas: int) -> dict[str, int]:
-        """The lives of pods afterwards."""
-        space.kubectl("scale", "ie/kept", f"--replicas={replicas}")
-        space.wait("Progressing=False", name="kept")
-        space.wait("Ready", name="kept")
-        lives: dict[str, int] = space.lives()
-        assert len(lives) == replicas
-        return lives
-
     def system(*arguments: str) -> str:
         return installation.kubectl(*arguments, namespace=SYSTEM_NAMESPACE)
 
@@ -68,7 +60,7 @@ def test_engines_serve_while_nothing_is_installed_and_two_operators_of_their_nam
 
         put_back(f"watchNamespace={space.namespace}", "replicas=2")
         assert "Phase:          Succeeded" in helm(installation, "test", "enginehouse", "--timeout", "120s")
-        two = scale(2)
+        two = scaled(space, 2, name="kept")
         assert one.items() < two.items(), "no pod was made again"
 
         first = leader()
@@ -77,7 +69,7 @@ def test_engines_serve_while_nothing_is_installed_and_two_operators_of_their_nam
         system("annotate", "pod", first, "controller.kubernetes.io/pod-deletion-cost=-1")
         system("scale", "deployment", "--all", "--replicas=1")
         space.eventually("the other operator leads", lambda: leader() == other)
-        assert two.items() < scale(3).items()
+        assert two.items() < scaled(space, 3, name="kept").items()
         assert operators() == {other}
     finally:
         take_away()

@@ -296,8 +296,10 @@ def test_a_worker_pod_that_is_deleted_ends_its_replica_once_and_a_raylet_that_is
     assert answers(engine) == [question.answer for question in right]
     engine.kill("Ray's raylet in member 1")
     until_stalled(engine)
+    raylet = {"role": "raylet", "class": "Signal", "signal": 9, "incarnation": 1}
+    assert [told for told in engine.failures() if raylet.items() <= told.items()], "its own death is told"
+    # Its actors go with it, and whichever of them is seen first says that it was the raylet.
     assert_told(engine, signal=9)
-    # Its actors go with it, and whichever of them is seen first tells of what.
     assert "Ray's raylet in member 1 was killed by SIGKILL" in engine.last_failure["message"]
     assert (len(engine.replicas()), len(engine.ended_replicas())) == (2, 2)
 

@@ -18,6 +18,7 @@ import earlier_tree
 from killed_engine import MODEL, simulated
 from localkube import cluster
 from localkube.installation import SYSTEM_NAMESPACE, install
+from simulated_engine import scaled
 
 pytestmark = pytest.mark.cluster
 
@@ -50,16 +51,6 @@ def images(space: Any) -> list[set[str]]:
     return [{made["image"] for made in pod["spec"]["initContainers"] + pod["spec"]["containers"]} for pod in pods]
 
 
-def scale(space: Any, replicas: int) -> dict[str, int]:
-    """The lives of pods afterwards."""
-    space.kubectl("scale", "ie/kept", f"--replicas={replicas}")
-    space.wait("Progressing=False", name="kept")
-    space.wait("Ready", name="kept")
-    lives: dict[str, int] = space.lives()
-    assert len(lives) == replicas
-    return lives
-
-
 def test_an_engine_lives_through_an_upgrade_from_an_earlier_commit_and_back(
     earlier: Path, fresh: cluster.Cluster, new_space: Any
 ) -> None:
@@ -79,7 +70,7 @@ def test_an_engine_lives_through_an_upgrade_from_an_earlier_commit_and_back(
 
         today = install(fresh)
         space.eventually("the new schema holds", lambda: space.get("ie/kept")["spec"].get(FIELD) == DEFAULT)
-        two = scale(space, 2)
+        two = scaled(space, 2, name="kept")
         assert one.items() <= two.items()
         assert "kill -9" in installed.kill_engine_cores(first["metadata"]["name"], namespace=space.namespace)
         space.eventually("the earlier monitor tells of a death", lambda: restarts() == 1)
@@ -87,7 +78,7 @@ def test_an_engine_lives_through_an_upgrade_from_an_earlier_commit_and_back(
 
         helm("rollback", "enginehouse", "1", "--wait", "--timeout", "120s")
         space.eventually("the earlier schema holds again", lambda: FIELD not in space.get("ie/kept")["spec"])
-        three = scale(space, 3)
+        three = scaled(space, 3, name="kept")
         assert one.items() < two.items() < three.items()
         earlier_images, new_images = ({found.operator_image, found.engine_image} for found in (installed, today))
         assert images(space) == [earlier_images, new_images, earlier_images]

@@ -206,7 +206,7 @@ class _Serving:
         kept = [connection for connection in self._http.connections if isinstance(connection, HttpProtocol)]
         await asyncio.sleep(min(settle_seconds, timeout_seconds))
         if settle_seconds:
-            await self._until_nobody_comes(time.monotonic() + (deadline - time.monotonic()) / 2)
+            await self._until_nobody_comes((time.monotonic() + deadline) / 2)
         self._service.closed = True
         # Whoever used its connection meanwhile has left it, these were idle all the time. A new one is about to be used.
         for connection in kept:

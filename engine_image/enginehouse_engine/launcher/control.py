@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import select
 import socket
 import struct
 import termios
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from enginehouse_engine.launcher import datagrams, messages
 from enginehouse_engine.launcher.event_loop import EventLoop
@@ -21,6 +22,9 @@ from enginehouse_engine.launcher.held_lock import hang_up_at_loss
 from enginehouse_engine.launcher.process import Process
 
 logger = logging.getLogger("enginehouse.launcher")
+
+_LOST_SECONDS: Final = 0.5
+"""For a thread that waits for a lost lock to say so."""
 
 
 class ControlListener(Protocol):
@@ -88,11 +92,14 @@ class ControlServer:
     def drain(self, process: Process) -> bool:
         """Before its exit is judged, tell everything that ``process`` has said, and that its end has begun; whether it registered.
 
-        A descendant that has got hold of the write end keeps the pipe from telling that itself.
+        A descendant that has got hold of the write end keeps the pipe from telling that itself. The monitor has been told as well
+        then, by the lock: whoever waits for it may come later than this thread, and is let before it.
         """
         link = self._links.get(process)
         if link is None:
             return False
+        if link.lost_lock is not None:
+            _wait_for_hang_up(link.lost_lock)
         self._read(process, link)
         if link.pipe_watched:
             self._hung_up(process, link)
@@ -216,6 +223,13 @@ def _refuse(connection: socket.socket, reason: str) -> None:
     except datagrams.Closed:
         logger.info("a refused process had left already")
     connection.close()
+
+
+def _wait_for_hang_up(descriptor: int) -> None:
+    """Of a lock whose holder is dead, which is due at once; not for long, where nobody can wait for the lock."""
+    poller = select.poll()
+    poller.register(descriptor, 0)
+    poller.poll(_LOST_SECONDS * 1000)
 
 
 def _bytes_waiting(descriptor: int) -> int:

@@ -88,7 +88,8 @@ def test_the_operator_may_die_after_any_write(name: str, new_stage: NewStage) ->
 
     def dies_after(k: int) -> tuple[bool, dict[str, Any], dict[str, int]]:
         with new_stage() as stage:
-            died, _ = change(stage, before, what, die_after=k)
+            died, taken = change(stage, before, what, die_after=k)
+            assert died or len(taken) < k, f"it outlived write {k} of {taken}"
             return died, stage.picture(), {birth: times for birth, times in stage.births().items() if times > 1}
 
     outcomes: dict[int, tuple[bool, dict[str, Any], dict[str, int]]] = {}
