@@ -53,9 +53,11 @@ def test_nobody_asked_for_more_than_was_granted_and_monitors_use_all_they_have(s
     running = space.installation.cluster
     if running.audit_log is None:
         pytest.skip("KUBECONFIG names the cluster: its audit log is not here")
-    # So that there is a life to look at, also when this test runs alone.
+    # So that there is a life to look at, also when this test runs alone: a whole one, since a watch is in the log when it ends.
     space.apply(simulated_engine.manifest())
     space.wait("Ready", name="sim")
+    space.kubectl("delete", "ie/sim", "--wait=false")
+    space.eventually("its pods are gone", lambda: not space.items("pods"), seconds=60)
     log = list(requests(whole_lines(running.audit_log)))
     asked: dict[str, list[Request]] = {}
     for found in log:
