@@ -1,9 +1,10 @@
-"""What the engine's processes and the launcher itself write to standard error: passed on as it is, and the end of it kept.
+"""What the engine's processes and the launcher itself write to standard error: passed on in whole lines, and the end of it kept.
 
 Every process writes into a pipe of its own. One thread reads them all and writes to the launcher's standard error, which may block
 for as long as nobody reads there; a process that writes more than is read then waits, as it would without the pipe.
 
-Invariants: the launcher's loop never waits for a reader of the log; each process's bytes stay whole, unchanged and in order; what
+Invariants: the launcher's loop never waits for a reader of the log; each process's bytes stay whole, unchanged and in order, and
+nobody else's come into a line of it (stacks are written piece by piece, and all survivors of a death write theirs at once); what
 a process wrote before it died is kept once it is reaped, since all of it lies in the pipe by then; descendants that hold the pipe
 open hold up nothing. Of a terminal nothing is kept: processes get it as it is, so that none of them behaves differently there.
 """
@@ -26,6 +27,8 @@ KEPT_BYTES: Final = 16 * 1024
 """Of each process: room for its last lines and the stacks of all its threads."""
 
 _PIPE_BYTES: Final = 64 * 1024
+_MOST_BEGUN_BYTES: Final = 4096
+"""Of a line that does not end; what is longer is passed on in pieces."""
 _MOST_READS: Final = 16
 """When somebody catches up: more than a pipe holds, and an end with a descendant that never stops writing."""
 _MOST_PENDING: Final = 256
@@ -37,6 +40,8 @@ _LAST_WRITE_SECONDS: Final = 1.0
 @dataclass
 class _Pipe:
     read_end: int
+    begun: bytes = b""
+    """The line that has not ended yet, which is passed on when it has."""
     kept: bytearray = field(default_factory=bytearray)
     total_bytes: int = 0
     """That ever came."""
@@ -123,6 +128,7 @@ class Logs:
             for pipe in list(self._pipes.values()):
                 while self._take(pipe):
                     pass
+                self._add(pipe.begun)
             self._is_over = True
         self._wake()
         self._thread.join(_LAST_WRITE_SECONDS)
@@ -142,7 +148,7 @@ class Logs:
         os.eventfd_write(self._wakeup, 1)
 
     def _add(self, data: bytes) -> None:
-        if len(self._pending) < _MOST_PENDING:
+        if data and len(self._pending) < _MOST_PENDING:
             self._pending.append(data)
 
     def _take(self, pipe: _Pipe) -> bool:
@@ -158,11 +164,17 @@ class Logs:
             del self._pipes[pipe.read_end]
             self._epoll.unregister(pipe.read_end)
             os.close(pipe.read_end)
+            self._add(pipe.begun)
+            pipe.begun = b""
             return False
         pipe.total_bytes += len(data)
         pipe.kept += data
         del pipe.kept[:-KEPT_BYTES]
-        self._add(data)
+        data = pipe.begun + data
+        # A progress bar ends what it draws with a carriage return, or begins with one.
+        end = len(data) if len(data) > _MOST_BEGUN_BYTES else max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        self._add(data[:end])
+        pipe.begun = data[end:]
         return True
 
     # The thread

@@ -64,14 +64,40 @@ def test_bytes_are_passed_on_as_they_are_and_those_of_one_process_in_their_order
     pieces = [b"%d: %d \xff\x00 no end of line" % (core, number) for number in range(50) for core in range(3)]
     for number, piece in enumerate(pieces):
         os.write(ends[number % 3], piece)
+    for end in ends:
+        os.close(end)
     found = output.read(sum(map(len, pieces)))
     for core in range(3):
         own = pieces[core::3]
         assert [piece for _, piece in sorted((found.index(piece), piece) for piece in own)] == own
-    for end in ends:
-        os.close(end)
     logs.close()
     assert not output.has_something()
+
+
+def test_nobody_writes_into_the_line_of_another(logs: Logs, output: Output) -> None:
+    """Two survivors that write their stacks, each in many small pieces, while the launcher speaks, too."""
+    ends = [logs.open(core) for core in CORES[:2]]
+    line = b'  File "worker.py", line 7 in step\n'
+    for place in range(0, len(line), 5):
+        for core, end in enumerate(ends):
+            os.write(end, line[place : place + 5])
+            logs.catch_up(CORES[core])
+        logs.write("launcher: stopping\n")
+    count = len(range(0, len(line), 5))
+    found = output.read(2 * len(line) + count * len(b"launcher: stopping\n")).splitlines(keepends=True)
+    assert sorted(found) == [line] * 2 + [b"launcher: stopping\n"] * count
+    for end in ends:
+        os.close(end)
+
+
+def test_a_line_that_never_ends_is_passed_on_and_so_is_what_is_drawn_over_itself(logs: Logs, output: Output) -> None:
+    end = logs.open(CORES[0])
+    os.write(end, b"\r 10 %")
+    os.write(end, b"\r 20 %")
+    assert output.read(7) == b"\r 10 %\r"
+    os.write(end, b"x" * 5000)
+    assert output.read(5 + 5000) == b" 20 %" + b"x" * 5000
+    os.close(end)
 
 
 def test_the_end_of_what_a_process_wrote_is_kept(logs: Logs, output: Output) -> None:
@@ -85,8 +111,8 @@ def test_the_end_of_what_a_process_wrote_is_kept(logs: Logs, output: Output) -> 
     assert logs.kept(CORES[0], start=position) == b"the end"
     assert set(logs.kept(CORES[0], end=position)) == set(b"a")
     assert logs.kept(CORES[1]) == b""
-    output.read(KEPT_BYTES + 7)
     os.close(end)
+    output.read(KEPT_BYTES + 7)
     logs.close()
 
 
@@ -122,9 +148,11 @@ def test_a_descendant_that_keeps_the_pipe_open_holds_up_nothing_and_is_still_pas
     logs.catch_up(CORES[0])
     assert logs.kept(CORES[0]) == b"dies"
     logs.forget(CORES[0])
-    os.write(end, b" and lives")
-    assert output.read(14) == b"dies and lives"
+    os.write(end, b" and lives\nto the")
+    assert output.read(15) == b"dies and lives\n"
+    os.write(end, b" end")
     logs.close()
+    assert output.read(10) == b"to the end"
     os.close(end)
 
 
