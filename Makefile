@@ -35,6 +35,7 @@ test: check built ## everything that needs no GPU: unit, contract, real apiserve
 
 proof: check built ## the long matrices, soaks and version sweeps
 	$(PYTEST) -m "slow or not slow"
+	env --unset CI $(PYTEST) -m hypothesis tests/unit # where CI is set, the examples are always the same
 	$(PYTEST) -m api --kubernetes 1.35 tests/api tests/charts
 	$(PYTEST) -m api --kubernetes 1.36 tests/api tests/charts
 

@@ -193,8 +193,10 @@ class MemberLifecycle(Lifecycle):
         if self._leader_state in _PLANNED:
             return unit.end() + self._end_without_living()
         actions: list[Action] = []
-        if not unit.over:
+        if not unit.leaves and not any(other is unit for other in self._fallen):
+            # Also one that had fallen before the leader was asked to end, and failed in that end.
             self._fallen.append(unit)
+        if not unit.over:
             actions = unit.end(asked_first=True) + self._end_without_living()
         if unit.cause is None:
             unit.cause = cause

@@ -99,7 +99,7 @@ class Resizing(EngineState):
         left = [f"{process} (pid {unit.seen[process].pid})" for process in unit.alive()]
         why = f"the kernel has not let go of {', '.join(left)}" if left else "Ray has not taken its place back"
         text = f"rank {unit.rank} has not left {REAP_SECONDS:g} s after SIGKILL to whoever was left of it: {why}"
-        first = unit.processes[0]
+        first = next(iter(unit.alive()), unit.processes[0])
         return [Report(first, publications.exited(Cause(termination.EXCEPTION, text, process=first), first, planned=False))]
 
     def _has_place(self, unit: Unit) -> None:

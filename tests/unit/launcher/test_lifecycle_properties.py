@@ -62,6 +62,8 @@ class World:
         self.reported: set[Process] = set()
         self.closed: set[Process] = set()
         self.doomed: set[Process] = set()
+        self.dying: set[Process] = set()
+        """Of something else, when they were to be killed."""
         self.asked: set[Process] = set()
         self.published: set[Process] = set()
         self.endpoints: dict[Process, str] = {}
@@ -85,6 +87,9 @@ class World:
                     assert process in self.registered
                     assert process in self.alive
                     self.check(process, message)
+                case Report(process=process, message={"exitCode": None, "signal": None}):
+                    assert process in self.alive, "its end is overdue"
+                    self.died = True
                 case Report(process=process):
                     assert process not in self.reported, "a process ends once"
                     self.reported.add(process)
@@ -94,7 +99,7 @@ class World:
             for unit in self.life.units:
                 comes = unit.state in (UnitState.STARTING, UnitState.RESTARTING)
                 is_asked = unit.leaves and bool(self.asked & unit.seen.keys() - self.doomed)
-                drains = unit.state is UnitState.DRAINING and (not unit.over or is_asked)
+                drains = unit.state is UnitState.DRAINING and (not unit.over or is_asked or unit.cut)
                 assert math.isinf(unit.deadline) or comes or drains, "nobody else has a deadline"
                 assert unit.deadline < math.inf or not (comes or (drains and not unit.over)), "whoever waits has a deadline"
         else:
@@ -184,6 +189,7 @@ class World:
             self.take(life.registered(process))
         elif event == "dying" and process in self.doomed:
             self.doomed.discard(process)
+            self.dying.add(process)
             life.was_dying(process)
         elif event.startswith("reap"):
             self.reap(process, {"0": CLEAN, "1": Exit(exit_code=1), "9": KILLED}[event[-1]])
@@ -209,7 +215,7 @@ class World:
             self.take(life.said(process, messages.Drained()))
         elif event == "rank drained" and process.role == API_SERVER:
             seen = next(unit.seen[process] for unit in life.units if process in unit.seen)
-            for one in seen.told["ranks"]["ranks"]:
+            for one in seen.told.get("ranks", {"ranks": []})["ranks"]:
                 if one["state"] == "Draining" and (one["rank"], one["incarnation"]) not in seen.drained_ranks:
                     self.take(life.said(process, messages.RankDrained(one["rank"], one["incarnation"])))
         elif event.startswith("close") and process not in self.closed:
@@ -227,7 +233,7 @@ class World:
         """Everybody does what is expected of him, until nothing more happens."""
         for _ in range(12):
             for process in list(self.alive):
-                if process in self.doomed | self.closed:
+                if process in self.doomed | self.dying | self.closed:
                     self.reap(process, KILLED)
                 elif process in self.asked:
                     self.reap(process, CLEAN)

@@ -140,7 +140,7 @@ def test_a_rank_that_outlives_its_kill_is_dead_of_that_until_it_is_gone(state: s
     assert story.words()[1] == (1, "Draining")
     (report,) = reported(story.life.clock(killed_at + REAP_SECONDS))
     pid = story.life._unit_of(worker).seen[worker].pid
-    assert (report["planned"], report["rank"]) == (False, 1)
+    assert (report["planned"], report["rank"], report["role"]) == (False, 1, "worker"), "of the core it was told how it ended"
     assert report["message"].endswith(f": the kernel has not let go of worker 0 of rank 1 (pid {pid})")
     assert (story.words()[1], story.life.deadline, story.life.cause) == ((1, "Dead"), math.inf, None)
     story.exit(worker, KILLED)
