@@ -126,7 +126,8 @@ def test_suspended_and_resumed_also_while_it_drains(stage: Stage) -> None:
     stage.until_condition("Ready", "True", "Suspended")
     stage.patch(spec={"suspend": False})
     stage.until_condition("Ready", "True", "AllReplicasServe")
-    assert (places(live(stage)), len(stage.pods())) == ([(0, 2)], 4)
+    assert places(live(stage)) == [(0, 2)]
+    stage.until(lambda: len(stage.pods()) == 4, saying="both members of each")
     stage.kubelet.lingers = lambda _: False
     settled(stage, replicas=1, pods=2)
     stage.patch(spec={"suspend": True})

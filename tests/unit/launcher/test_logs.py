@@ -133,9 +133,10 @@ def test_nobody_who_does_not_read_keeps_a_last_word_from_being_heard(logs: Logs,
 def test_a_process_waits_while_nobody_reads_and_loses_nothing(logs: Logs, output: Output) -> None:
     end = logs.open(CORES[0])
     size = 1 << 20
-    writer = threading.Thread(target=lambda: [os.write(end, b"y" * 4096) for _ in range(size // 4096)])
+    line = b"y" * 4095 + b"\n"
+    writer = threading.Thread(target=lambda: [os.write(end, line) for _ in range(size // len(line))])
     writer.start()
-    assert output.read(size) == b"y" * size
+    assert output.read(size) == line * (size // len(line))
     writer.join(DEADLINE_SECONDS)
     assert not writer.is_alive()
     os.close(end)
