@@ -64,7 +64,7 @@ def test_an_autoscaler_adds_the_replica_that_those_who_wait_need(
     with autoscaled(stage, api_cluster, tmp_path, wait=2 * EACH) as metrics:
         stage.until(lambda: is_asked_for(stage, 2), saying="the autoscaler asks for another replica")
         stage.until_condition("Ready", "True", "AllReplicasServe", name=NAME)
-        assert len(stage.pods()) == 4
+        stage.until(lambda: len(stage.pods()) == 4, saying="both members of each")
         seen = len(metrics.asked)
         stage.until(lambda: len(metrics.asked) > seen + 1, saying="the autoscaler has looked at both")
         assert is_asked_for(stage, 2)

@@ -67,7 +67,7 @@ def test_an_evicted_member_drains_with_its_replica_and_costs_nothing(stage: Stag
     assert datetime.fromisoformat(end["deadline"]) > datetime.fromisoformat(now()), "it drains"
     stage.until(lambda: len(live(stage)) == 2, saying="a successor")
     stage.until_condition("Ready", "True")
-    assert len(stage.pods()) == len(pods) * 3 // 2, "the successor serves while the evicted replica drains"
+    stage.until(lambda: len(stage.pods()) == len(pods) * 3 // 2, saying="the successor serves while the evicted replica drains")
     stage.kubelet.lingers = lambda _: False
     settled(stage, replicas=2, pods=len(pods))
     status = stage.engine()["status"]
