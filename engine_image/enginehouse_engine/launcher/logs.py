@@ -172,7 +172,9 @@ class Logs:
         del pipe.kept[:-KEPT_BYTES]
         data = pipe.begun + data
         # A progress bar ends what it draws with a carriage return, or begins with one.
-        end = len(data) if len(data) > _MOST_BEGUN_BYTES else max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if len(data) - end > _MOST_BEGUN_BYTES:
+            end = len(data)
         self._add(data[:end])
         pipe.begun = data[end:]
         return True

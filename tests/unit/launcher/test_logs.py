@@ -75,17 +75,19 @@ def test_bytes_are_passed_on_as_they_are_and_those_of_one_process_in_their_order
 
 
 def test_nobody_writes_into_the_line_of_another(logs: Logs, output: Output) -> None:
-    """Two survivors that write their stacks, each in many small pieces, while the launcher speaks, too."""
+    """Two survivors that write much and then their stacks in many small pieces, while the launcher speaks, too."""
     ends = [logs.open(core) for core in CORES[:2]]
-    line = b'  File "worker.py", line 7 in step\n'
-    for place in range(0, len(line), 5):
+    line, said = b'  File "worker.py", line 7 in step\n', b"launcher: stopping\n"
+    pieces = [line[place : place + 5] for place in range(0, len(line), 5)]
+    before = b"much at once\n" * 400
+    pieces[0] = before + pieces[0]
+    for piece in pieces:
         for core, end in enumerate(ends):
-            os.write(end, line[place : place + 5])
+            os.write(end, piece)
             logs.catch_up(CORES[core])
-        logs.write("launcher: stopping\n")
-    count = len(range(0, len(line), 5))
-    found = output.read(2 * len(line) + count * len(b"launcher: stopping\n")).splitlines(keepends=True)
-    assert sorted(found) == [line] * 2 + [b"launcher: stopping\n"] * count
+        logs.write(said.decode())
+    expected = [*before.splitlines(keepends=True), line] * 2 + [said] * len(pieces)
+    assert sorted(output.read(sum(map(len, expected))).splitlines(keepends=True)) == sorted(expected)
     for end in ends:
         os.close(end)
 
