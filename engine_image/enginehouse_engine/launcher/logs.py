@@ -4,7 +4,7 @@ Every process writes into a pipe of its own. One thread reads them all and write
 for as long as nobody reads there; a process that writes more than is read then waits, as it would without the pipe.
 
 Invariants: the launcher's loop never waits for a reader of the log; each process's bytes stay whole, unchanged and in order, and
-nobody else's come into a line of it (stacks are written piece by piece, and all survivors of a death write theirs at once); what
+nobody else's come into a line of at most 4 KiB (stacks are written piece by piece, all survivors of a death write at once); what
 a process wrote before it died is kept once it is reaped, since all of it lies in the pipe by then; descendants that hold the pipe
 open hold up nothing. Of a terminal nothing is kept: processes get it as it is, so that none of them behaves differently there.
 """
@@ -165,7 +165,6 @@ class Logs:
             self._epoll.unregister(pipe.read_end)
             os.close(pipe.read_end)
             self._add(pipe.begun)
-            pipe.begun = b""
             return False
         pipe.total_bytes += len(data)
         pipe.kept += data

@@ -101,7 +101,7 @@ class World:
                 is_asked = unit.leaves and bool(self.asked & unit.seen.keys() - self.doomed)
                 drains = unit.state is UnitState.DRAINING and (not unit.over or is_asked or unit.cut)
                 assert math.isinf(unit.deadline) or comes or drains, "nobody else has a deadline"
-                assert unit.deadline < math.inf or not (comes or (drains and not unit.over)), "whoever waits has a deadline"
+                assert unit.deadline < math.inf or not (comes or drains), "whoever waits has a deadline"
         else:
             assert math.isinf(self.life.deadline) is (self.life.phase is Phase.ENDED), "whoever does not serve has one"
 
