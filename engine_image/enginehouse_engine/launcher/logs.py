@@ -165,6 +165,7 @@ class Logs:
             self._epoll.unregister(pipe.read_end)
             os.close(pipe.read_end)
             self._add(pipe.begun)
+            pipe.begun = b""
             return False
         pipe.total_bytes += len(data)
         pipe.kept += data

@@ -159,6 +159,16 @@ def test_a_descendant_that_keeps_the_pipe_open_holds_up_nothing_and_is_still_pas
     os.close(end)
 
 
+def test_a_last_line_without_an_end_is_passed_on_once(logs: Logs, output: Output) -> None:
+    end = logs.open(CORES[0])
+    os.write(end, b"words without an end")
+    logs.catch_up(CORES[0])
+    os.close(end)
+    logs.close()
+    assert output.read(20) == b"words without an end"
+    assert not output.has_something()
+
+
 def test_a_process_goes_on_when_nobody_will_ever_read() -> None:
     read_end, write_end = os.pipe()
     logs = Logs(write_end)
