@@ -81,11 +81,13 @@ class MonitorProcess:
         replica_uid: str,
         member: str = "pod-0",
         leads: bool = False,
+        log_format: str = "text",
     ) -> None:
         self.socket = folder / f"{member}.sock"
         self.socket.unlink(missing_ok=True)
         arguments = [f"--socket={self.socket}", f"--namespace={namespace}", f"--replica={replica}", f"--replica-uid={replica_uid}"]
         arguments += [f"--member={member}", f"--credentials={credentials}", *(["--leads"] if leads else [])]
+        arguments += [f"--log-format={log_format}"]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),

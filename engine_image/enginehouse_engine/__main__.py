@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from enginehouse_engine import flags
+from enginehouse_engine import flags, log_format
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.launcher.main import end, launch
 from enginehouse_engine.launcher.termination import INVALID_CONFIG, Cause
@@ -13,7 +13,7 @@ from enginehouse_engine.launcher.termination import INVALID_CONFIG, Cause
 
 def main() -> int:
     """The exit code of the engine: ``docs/wire-protocol.md`` section 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=log_format.text("launcher"), stream=sys.stderr)
     try:
         options = flags.parse()
     except ConfigError as error:

@@ -3,8 +3,8 @@
 Start: read what the launcher says, leave Ctrl-C to the launcher, log to standard error, register. End: a planned one says
 ``bye`` and has exit code 0; every other is told to the launcher with its class and its text, and has another code.
 
-Invariant: standard library and ``registration.py`` only, so that a process is registered before anything heavy is imported: what it
-runs, it imports itself. Does not know roles.
+Invariant: ``log_format.py``, ``registration.py`` and the standard library only, so that a process is registered before anything
+heavy is imported: what it runs, it imports itself. Does not know roles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from enginehouse_engine import log_format
 from enginehouse_engine.registration import LauncherGone, Registration, RegistrationError, register
 
 logger = logging.getLogger("enginehouse.process")
@@ -82,7 +83,7 @@ def run(
     """
     # Ctrl-C in a terminal reaches the whole process group; the launcher alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name}: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=log_format.text(name), stream=sys.stderr)
     try:
         registration = register(
             arguments.launcher_socket,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from enginehouse_engine import drill
+from enginehouse_engine import drill, log_format
 from enginehouse_engine.config import ConfigError, ParallelConfig
 from enginehouse_engine.drill import Drill
 
@@ -58,6 +58,7 @@ class Options:
     workers_per_member: int | None
     leader: str
     dtype: str
+    log_format: str
     model_cache_dir: Path | None
     engine_name: str
     """Empty = the replica's identity."""
@@ -116,6 +117,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         workers_per_member=given.workers_per_member,
         leader=given.leader,
         dtype=given.dtype,
+        log_format=given.log_format,
         model_cache_dir=given.model_cache_dir,
         engine_name=given.engine_name,
         ray_strategy=given.ray_strategy or "Pack",
@@ -328,6 +330,12 @@ def _add_serving(group: argparse._ArgumentGroup) -> None:
         type=_between(1, _LONGEST_SECONDS),
         default=120,
         help="a process that does not answer its launcher, or is stopped, for so long is killed; longer than any step takes",
+    )
+    group.add_argument(
+        "--log-format",
+        choices=log_format.FORMATS,
+        default="text",
+        help="text for people, json for collectors: one object a line",
     )
 
 

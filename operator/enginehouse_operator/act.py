@@ -34,7 +34,7 @@ from .steps import (
     ResizeReplica,
 )
 from .wanted.metadata import Owner
-from .wanted.pods import Images, pod
+from .wanted.pods import PodSettings, pod
 from .wanted.ray_token import TOKEN_BYTES, needs_token, token_secret
 from .wanted.replicas import replica as replica_manifest
 
@@ -64,11 +64,11 @@ class Outcome(msgspec.Struct, kw_only=True):
 class Actor:
     """Acts for one operator."""
 
-    def __init__(self, client: KubernetesClient, cache: Cache, events: Events, images: Images) -> None:
+    def __init__(self, client: KubernetesClient, cache: Cache, events: Events, pod_settings: PodSettings) -> None:
         self._client = client
         self._cache = cache
         self._events = events
-        self._images = images
+        self._pod_settings = pod_settings
 
     async def act(self, steps: tuple[AnyStep, ...], *, engine: Engine, world: World, replicas: tuple[Replica, ...]) -> Outcome:
         """Raises Unavailable when the API server cannot be reached: the pass ends there and is tried again."""
@@ -135,7 +135,7 @@ class Actor:
             with contextlib.suppress(Conflict):  # made already, by a pass that came no further
                 await self._client.create(token_secret(replica_owner(engine, replica), token=secrets.token_hex(TOKEN_BYTES)))
         try:
-            manifest = pod(replica_owner(engine, replica), copy, name=step.name, ordinal=step.ordinal, images=self._images)
+            manifest = pod(replica_owner(engine, replica), copy, name=step.name, ordinal=step.ordinal, settings=self._pod_settings)
         except InvalidSpec as error:
             raise Invalid(f"rendering pod {step.name}", status=422, reason=error.reason, message=str(error)) from error
         return await self._client.create(manifest)
@@ -143,7 +143,7 @@ class Actor:
     async def dry_run(self, engine: Engine, copy: EngineCopy) -> Problem | None:
         """Whether the API server would take the pods of this spec. Asked before anything that runs is replaced."""
         try:
-            manifest = pod(engine_owner(engine), copy, name=f"{engine.name}-check", ordinal=0, images=self._images)
+            manifest = pod(engine_owner(engine), copy, name=f"{engine.name}-check", ordinal=0, settings=self._pod_settings)
         except InvalidSpec as error:
             return Problem(reason=error.reason, message=str(error), wants_person=True)
         manifest["spec"] |= {"serviceAccountName": "default"}  # the replica's does not exist yet

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from . import __version__, log_format
-from .wanted.pods import Images
+from .wanted.pods import PodSettings
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -22,7 +22,7 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 class Flags(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator was started with."""
 
-    images: Images
+    pod_settings: PodSettings
     namespace: str | None
     """Only this one is watched and written; None = all."""
     lease_namespace: str
@@ -44,7 +44,12 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     if lease_namespace is None:
         command_line.error("outside a pod, --lease-namespace says where the operator's Lease is")
     return Flags(
-        images=Images(engine=found.engine_image, monitor=found.monitor_image, pull_policy=found.image_pull_policy),
+        pod_settings=PodSettings(
+            engine_image=found.engine_image,
+            monitor_image=found.monitor_image,
+            pull_policy=found.image_pull_policy,
+            log_format=found.log_format,
+        ),
         namespace=found.namespace,
         lease_namespace=lease_namespace,
         identity=f"{socket.gethostname()}_{os.getpid()}",
@@ -86,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "--log-format",
         choices=log_format.FORMATS,
         default="text",
-        help="text for people, json for collectors: one object a line (default: %(default)s)",
+        help="also of the pods that are made: text for people, json for collectors, one object a line (default: %(default)s)",
     )
     return found
 

@@ -1,7 +1,7 @@
-"""How the operator's log looks: a line of text for people, or one JSON object for each record (``--log-format``).
+"""How the logs of operator and monitor look: a line of text for people, or one JSON object for each record (``--log-format``).
 
 Invariant: a record is one line of JSON whatever is in it, also with a traceback; what a record is about comes as ``about`` (below),
-and both formats show it. Does not say what is logged, nor where to (``__main__.py``).
+and both formats show it. Does not say what is logged, nor where to (their ``__main__.py``).
 """
 
 from __future__ import annotations

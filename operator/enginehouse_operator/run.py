@@ -35,7 +35,7 @@ log = logging.getLogger("enginehouse.operator")
 async def run(flags: Flags, client: KubernetesClient) -> None:
     """Lead and work until SIGTERM or SIGINT. Raises LeaseLost."""
     events, cache = Events(client, _now), Cache()
-    actor = Actor(client, cache, events, flags.images)
+    actor = Actor(client, cache, events, flags.pod_settings)
     reconciler = Reconciler(client, cache, actor, events, _now)
     queue = KeyedQueue(guarded(reconciler, cache), workers=flags.workers)
 

@@ -23,12 +23,12 @@ from enginehouse_operator.monitor import row as rows
 from enginehouse_operator.wanted import shared_memory
 from enginehouse_operator.wanted.arguments import arguments
 from enginehouse_operator.wanted.metadata import Owner
-from enginehouse_operator.wanted.pods import Images, pod
+from enginehouse_operator.wanted.pods import PodSettings, pod
 
 REPLICA = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="replica-uid", namespace="n", engine="e")
 REAPING_SECONDS = 10
 """To kill, to reap and to write the last row."""
-IMAGES = Images(engine="e:1", monitor="o:1", pull_policy="Never")
+SETTINGS = PodSettings(engine_image="e:1", monitor_image="o:1", pull_policy="Never")
 
 copies = st.builds(
     api.EngineCopy,
@@ -93,7 +93,7 @@ def test_the_launchers_of_ray_read_their_number_their_token_and_how_ranks_are_pl
         options = engine_flags.parse(arguments(REPLICA, copy, ordinal=ordinal))
         assert (options.members, options.member, options.workers_per_member) == (copy.members, ordinal, held)
         assert (options.ray_strategy, options.engine_name, options.leader != "") == (strategy or "Pack", "e", True)
-        manifest = pod(REPLICA, copy, name="member", ordinal=ordinal, images=IMAGES)
+        manifest = pod(REPLICA, copy, name="member", ordinal=ordinal, settings=SETTINGS)
         mounts = [mount["mountPath"] for mount in manifest["spec"]["containers"][0]["volumeMounts"]]
         assert str(options.ray_token_file.parent) in mounts
 
@@ -109,7 +109,7 @@ def test_the_kubelet_waits_longer_than_the_slowest_planned_end_takes(
 ) -> None:
     """Also for a member that is never told to stop: it holds out as long as its leader may, and then stops its own."""
     copy = api.EngineCopy(executor=executor, parallelism=shape, drain=api.Drain(timeout_seconds=drain))
-    manifest = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, images=IMAGES)
+    manifest = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, settings=SETTINGS)
     leader = drain + phase.SETTLE_SECONDS + phase.DRAIN_MARGIN_SECONDS + phase.STOP_SECONDS
     member = leader + phase.STOP_SECONDS
     assert manifest["spec"]["terminationGracePeriodSeconds"] >= member + REAPING_SECONDS
@@ -126,7 +126,8 @@ def test_the_shared_memory_of_a_pod_is_what_the_queues_of_its_ranks_allocate(dat
 def test_the_pods_of_ray_have_the_ports_and_the_shared_memory_that_ray_is_started_with() -> None:
     copy = api.EngineCopy(model=api.Model(uri="hf://a/b"), executor="Ray")
     ports = {
-        port["containerPort"] for port in pod(REPLICA, copy, name="m", ordinal=0, images=IMAGES)["spec"]["containers"][0]["ports"]
+        port["containerPort"]
+        for port in pod(REPLICA, copy, name="m", ordinal=0, settings=SETTINGS)["spec"]["containers"][0]["ports"]
     }
     given = {"member": 1, "address": "10.0.0.2", "head": "10.0.0.1:6379", "workers": 1, "gpus": False, "name": "m"}
     started = " ".join(ray_node.command_line(**given, directory=Path("/x")))
@@ -152,7 +153,7 @@ def test_what_a_leader_tells_of_placement_is_what_the_operator_reads() -> None:
 
 
 def rendered() -> dict[str, Any]:
-    return pod(REPLICA, api.EngineCopy(model=api.Model(uri="hf://a/b")), name="member", ordinal=0, images=IMAGES)
+    return pod(REPLICA, api.EngineCopy(model=api.Model(uri="hf://a/b")), name="member", ordinal=0, settings=SETTINGS)
 
 
 def test_the_monitor_reads_its_arguments_and_finds_its_credentials() -> None:
@@ -243,3 +244,14 @@ def test_a_row_that_the_monitor_writes_is_read() -> None:
     read = msgspec.convert(written.fields(), Row)
     assert (read.name, read.uid, read.failures[0].role) == ("p", "u", "launcher")
     assert read.failures[0].detected_time is not None
+
+
+@pytest.mark.parametrize("ordinal", [0, 1])
+def test_both_containers_log_as_the_operator_does(ordinal: int) -> None:
+    copy = api.EngineCopy(executor="Simulated", parallelism=api.Parallelism(data=2, workers_per_member=1))
+    for told in ("text", "json"):
+        settings = msgspec.structs.replace(SETTINGS, log_format=told)
+        spec = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, settings=settings)["spec"]
+        assert engine_flags.parse(spec["containers"][0]["args"]).log_format == told
+        environment = dict.fromkeys(("POD_UID", "POD_IP", "KUBERNETES_SERVICE_HOST"), "x") | {"KUBERNETES_SERVICE_PORT": "1"}
+        assert monitor.settings(spec["initContainers"][0]["args"], environment).log_format == told

@@ -152,7 +152,9 @@ class Launcher:
             if self._listener is not None:
                 length = self._lifecycle.max_context_length()
                 scheme = "https" if self._options.tls_certificate_file else "http"
-                print(f"ready: {http_listener.url(self._listener, scheme=scheme)}, context length {length}", flush=True)
+                words = f"ready: {http_listener.url(self._listener, scheme=scheme)}, context length {length}"
+                # On standard output alone, for people and what they start an engine from; a collector reads both.
+                print(words, flush=True) if self._options.log_format == "text" else logger.info("%s", words)
         else:
             logger.info("%s", phase)
 

@@ -7,6 +7,7 @@ Invariants: the launcher's loop never waits for a reader of the log; each proces
 nobody else's come into a line of at most 4 KiB (stacks are written piece by piece, all survivors of a death write at once); what
 a process wrote before it died is kept once it is reaped, since all of it lies in the pipe by then; descendants that hold the pipe
 open hold up nothing. Of a terminal nothing is kept: processes get it as it is, so that none of them behaves differently there.
+Where JSON is asked for, lines are passed on as objects instead (``log_format.py``), also to a terminal; what is kept is as it was.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
+from enginehouse_engine import log_format
 from enginehouse_engine.launcher.process import Process
 
 STANDARD_ERROR: Final = 2
@@ -40,6 +43,7 @@ _LAST_WRITE_SECONDS: Final = 1.0
 @dataclass
 class _Pipe:
     read_end: int
+    writer: str
     begun: bytes = b""
     """The line that has not ended yet, which is passed on when it has."""
     kept: bytearray = field(default_factory=bytearray)
@@ -49,11 +53,12 @@ class _Pipe:
 
 
 class Logs:
-    """``output`` is where everything goes."""
+    """``output`` is where everything goes, with ``json`` as objects, also to a terminal."""
 
-    def __init__(self, output: int = STANDARD_ERROR) -> None:
+    def __init__(self, output: int = STANDARD_ERROR, *, json: bool = False) -> None:
         self._output = output
-        self._is_terminal = os.isatty(output)
+        self._json = json
+        self._is_terminal = os.isatty(output) and not json
         self._lock = threading.Lock()
         self._pipes: dict[int, _Pipe] = {}
         """By read end; those that are open."""
@@ -82,7 +87,7 @@ class Logs:
             return os.dup(self._output)
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_end, False)
-        pipe = _Pipe(read_end)
+        pipe = _Pipe(read_end, writer=str(process))
         with self._lock:
             self._of[process] = self._pipes[read_end] = pipe
         self._epoll.register(read_end, select.EPOLLIN)
@@ -128,7 +133,7 @@ class Logs:
             for pipe in list(self._pipes.values()):
                 while self._take(pipe):
                     pass
-                self._add(pipe.begun)
+                self._pass_on(pipe, pipe.begun)
             self._is_over = True
         self._wake()
         self._thread.join(_LAST_WRITE_SECONDS)
@@ -164,7 +169,7 @@ class Logs:
             del self._pipes[pipe.read_end]
             self._epoll.unregister(pipe.read_end)
             os.close(pipe.read_end)
-            self._add(pipe.begun)
+            self._pass_on(pipe, pipe.begun)
             pipe.begun = b""
             return False
         pipe.total_bytes += len(data)
@@ -175,9 +180,12 @@ class Logs:
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if len(data) - end > _MOST_BEGUN_BYTES:
             end = len(data)
-        self._add(data[:end])
+        self._pass_on(pipe, data[:end])
         pipe.begun = data[end:]
         return True
+
+    def _pass_on(self, pipe: _Pipe, data: bytes) -> None:
+        self._add(log_format.as_json(data, process=pipe.writer, now=datetime.now(UTC)) if self._json else data)
 
     # The thread
 

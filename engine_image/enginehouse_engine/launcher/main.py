@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from enginehouse_engine import log_format
 from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import children, command_lines, http_listener, termination
 from enginehouse_engine.launcher.launch import Launcher
@@ -31,6 +32,9 @@ _LONGEST_PARENT_BYTES: Final = 20
 def launch(options: Options, *, command_line: CommandLine = command_lines.command_line) -> int:
     """Run one engine until it ends; the exit code of this process. ``command_line`` says how a process is started."""
     started = time.monotonic()
+    if options.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(log_format.Json("launcher"))
     children.become_reaper()
     children.raise_descriptor_limit()
     try:
@@ -40,7 +44,7 @@ def launch(options: Options, *, command_line: CommandLine = command_lines.comman
     except http_listener.BindError as error:
         return end(error.cause)
     run_directory = make_run_directory()
-    logs = Logs()
+    logs = Logs(json=options.log_format == "json")
     logs.start()
     try:
         launcher = Launcher(

@@ -1,6 +1,6 @@
 """``python -m enginehouse_operator.monitor``: arguments and environment, then :func:`run`.
 
-    --socket S --namespace N --replica R --replica-uid U --member POD [--leads]
+    --socket S --namespace N --replica R --replica-uid U --member POD [--leads] [--log-format json]
 
 The environment says what only the kubelet knows: POD_UID, POD_IP, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
 """
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from enginehouse_operator import log_format
 from enginehouse_operator.monitor.connection import Access
 from enginehouse_operator.monitor.run import Settings, run
 
@@ -28,6 +29,7 @@ def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) ->
     parser.add_argument("--replica", required=True, help="name of the EngineReplica")
     parser.add_argument("--replica-uid", required=True, help="its metadata.uid; another one is never written to")
     parser.add_argument("--member", required=True, help="name of the pod: its row and its field manager")
+    parser.add_argument("--log-format", choices=log_format.FORMATS, default="text", help="json: one object a line")
     parser.add_argument("--leads", action="store_true", help="tell the launcher how many ranks the replica shall have")
     parser.add_argument(
         "--credentials", type=Path, default=_CREDENTIALS, help="folder with token and ca.crt (default: %(default)s)"
@@ -46,6 +48,7 @@ def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) ->
         pod_uid=environment["POD_UID"],
         pod_address=environment["POD_IP"],
         leads=given.leads,
+        log_format=given.log_format,
         access=Access(
             host=environment["KUBERNETES_SERVICE_HOST"],
             port=int(environment["KUBERNETES_SERVICE_PORT"]),
@@ -57,8 +60,11 @@ def settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) ->
 
 def main() -> int:
     """The exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s monitor: %(message)s", stream=sys.stderr)
-    return run(settings(None, os.environ))
+    given = settings(None, os.environ)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_format.formatter(given.log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    return run(given)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Settings:
     access: Access
     leads: bool = False
     """Its launcher decides about ranks that come and go."""
+    log_format: str = "text"
 
 
 def run(settings: Settings) -> int:

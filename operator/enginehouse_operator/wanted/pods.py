@@ -38,15 +38,17 @@ runtime take less than half a minute, and the engine lives on meanwhile.
 """
 
 
-class Images(msgspec.Struct, frozen=True, kw_only=True):
+class PodSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The operator's settings that pods are made from."""
 
-    engine: str
-    monitor: str
+    engine_image: str
+    """Where an engine names none."""
+    monitor_image: str
     pull_policy: str
+    log_format: str = "text"
 
 
-def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Images) -> dict[str, Any]:
+def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, settings: PodSettings) -> dict[str, Any]:
     """``owner`` is the replica. Raises InvalidSpec for a template that is refused."""
     role = names.LEADER if ordinal == 0 else names.WORKER
     labels = {
@@ -84,8 +86,8 @@ def pod(owner: Owner, copy: EngineCopy, *, name: str, ordinal: int, images: Imag
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "initContainers": [_monitor(owner, name, images, leads=copy.is_elastic and ordinal == 0)],
-            "containers": [_engine(owner, copy, ordinal, mounts, images)],
+            "initContainers": [_monitor(owner, name, settings, leads=copy.is_elastic and ordinal == 0)],
+            "containers": [_engine(owner, copy, ordinal, mounts, settings)],
             "volumes": volumes,
         },
     }
@@ -114,17 +116,17 @@ _RESTRICTED: Final = {
 }
 
 
-def _engine(owner: Owner, copy: EngineCopy, ordinal: int, mounts: list[dict[str, Any]], images: Images) -> dict[str, Any]:
+def _engine(owner: Owner, copy: EngineCopy, ordinal: int, mounts: list[dict[str, Any]], settings: PodSettings) -> dict[str, Any]:
     # A user id that no passwd file knows has / as its home, which is read-only here.
     environment: list[dict[str, Any]] = [{"name": "HOME", "value": "/tmp"}]
     if copy.model is not None and copy.model.token_secret_ref is not None:
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _key(copy.model.token_secret_ref)}})
     container: dict[str, Any] = {
         "name": names.ENGINE_CONTAINER,
-        "image": copy.image or images.engine,
-        "imagePullPolicy": images.pull_policy,
+        "image": copy.image or settings.engine_image,
+        "imagePullPolicy": settings.pull_policy,
         "command": ["python", "-m", "enginehouse_engine"],
-        "args": arguments(owner, copy, ordinal=ordinal),
+        "args": [*arguments(owner, copy, ordinal=ordinal), *_log_flags(settings)],
         "env": environment,
         "securityContext": _RESTRICTED,
         "volumeMounts": mounts,
@@ -137,6 +139,11 @@ def _engine(owner: Owner, copy: EngineCopy, ordinal: int, mounts: list[dict[str,
     if resources:
         container["resources"] = resources
     return container
+
+
+def _log_flags(settings: PodSettings) -> list[str]:
+    """Absent where it is text: an engine's own image may be older than the flag."""
+    return [] if settings.log_format == "text" else [f"--log-format={settings.log_format}"]
 
 
 def _readiness(scheme: str) -> dict[str, Any]:
@@ -157,11 +164,11 @@ def _ports(copy: EngineCopy, ordinal: int) -> list[dict[str, Any]]:
     return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
 
 
-def _monitor(owner: Owner, name: str, images: Images, *, leads: bool) -> dict[str, Any]:
+def _monitor(owner: Owner, name: str, settings: PodSettings, *, leads: bool) -> dict[str, Any]:
     return {
         "name": names.MONITOR_CONTAINER,
-        "image": images.monitor,
-        "imagePullPolicy": images.pull_policy,
+        "image": settings.monitor_image,
+        "imagePullPolicy": settings.pull_policy,
         "restartPolicy": "Always",  # makes it a native sidecar: it starts before the engine and ends after it
         "command": ["python", "-m", "enginehouse_operator.monitor"],
         "args": [
@@ -171,6 +178,7 @@ def _monitor(owner: Owner, name: str, images: Images, *, leads: bool) -> dict[st
             f"--replica-uid={owner.uid}",
             f"--member={name}",
             *(["--leads"] if leads else []),
+            *_log_flags(settings),
         ],
         "env": [
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},

@@ -51,6 +51,7 @@ def test_absent_flags_mean_what_the_contract_says() -> None:
         workers_per_member=None,
         leader="",
         dtype="auto",
+        log_format="text",
         model_cache_dir=None,
         engine_name="",
         ray_strategy="Pack",

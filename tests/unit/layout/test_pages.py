@@ -17,7 +17,7 @@ import crd_schema
 import page_blocks
 from enginehouse_operator import names, spec_rules
 from enginehouse_operator.wanted.metadata import Owner
-from enginehouse_operator.wanted.pods import Images, pod
+from enginehouse_operator.wanted.pods import PodSettings, pod
 from localkube import binaries, cluster, images
 from page_blocks import DOCS, ROOT, documents
 
@@ -41,8 +41,8 @@ def paths(value: object, path: str) -> Iterator[str]:
 def read(spec: dict[str, Any]) -> None:
     """As the operator does, with the pod that it would make: raises InvalidSpec."""
     owner = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="u", namespace="n", engine="e")
-    images = Images(engine="engine:1", monitor="operator:1", pull_policy="IfNotPresent")
-    pod(owner, spec_rules.parse_engine(spec).copy(), name="e-0-abc-xyz", ordinal=0, images=images)
+    settings = PodSettings(engine_image="engine:1", monitor_image="operator:1", pull_policy="IfNotPresent")
+    pod(owner, spec_rules.parse_engine(spec).copy(), name="e-0-abc-xyz", ordinal=0, settings=settings)
 
 
 def unknown_fields(spec: dict[str, Any]) -> list[str]:

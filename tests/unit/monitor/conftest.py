@@ -22,10 +22,10 @@ def monitor(tmp_path: Path, api: FakeApi) -> Iterator[Callable[[], MonitorProces
     """Starts a monitor of pod-0 beside the fake API; all of them share one socket path."""
     started: list[MonitorProcess] = []
 
-    def start(*, replica_uid: str = "replica-uid", leads: bool = False) -> MonitorProcess:
+    def start(*, replica_uid: str = "replica-uid", leads: bool = False, log_format: str = "text") -> MonitorProcess:
         where = {"host": "127.0.0.1", "port": api.port, "credentials": api.credentials}
         of_replica = {"namespace": "here", "replica": "replica", "replica_uid": replica_uid}
-        started.append(MonitorProcess(tmp_path, **where, **of_replica, leads=leads))
+        started.append(MonitorProcess(tmp_path, **where, **of_replica, leads=leads, log_format=log_format))
         return started[-1]
 
     yield start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -336,3 +337,14 @@ def test_where_ray_has_placed_the_ranks_is_in_the_row_as_the_schema_has_it(api: 
     assert api.row()["placement"] == [{"rank": 1, "strategy": "Pack", "state": "Pending", "bundles": bundles}]
     launcher.state("Serving")
     api.wait_for(lambda a: "placement" not in a.row())
+
+
+def test_in_json_each_line_of_its_log_is_an_object(api: Any, monitor: Any) -> None:
+    api.failures = [503]
+    one = monitor(log_format="json")
+    assert one.launcher().hear() == {"type": "stored"}
+    assert one.terminate() == 0
+    said = [json.loads(line) for line in one.log.read_text().splitlines()]
+    assert {record["logger"] for record in said} == {"enginehouse.monitor"}
+    assert "warning" in [record["level"] for record in said]
+    assert any(record["message"].startswith("the launcher is here, pid ") for record in said)

@@ -17,7 +17,7 @@ from enginehouse_operator.cache import Cache
 from enginehouse_operator.events import Events
 from enginehouse_operator.queue import Again
 from enginehouse_operator.reconcile import Reconciler
-from enginehouse_operator.wanted.pods import Images
+from enginehouse_operator.wanted.pods import PodSettings
 
 NOW = datetime(2026, 1, 1, 1, tzinfo=UTC)
 REPLICAS, PODS = "enginereplicas", "pods"
@@ -43,7 +43,7 @@ class Stage:
         """An operator that knows nothing of earlier passes."""
         events = Events(self.api, lambda: NOW)
         self.cache = Cache()
-        actor = Actor(self.api, self.cache, events, Images(engine="e:1", monitor="m:1", pull_policy="Never"))
+        actor = Actor(self.api, self.cache, events, PodSettings(engine_image="e:1", monitor_image="m:1", pull_policy="Never"))
         self.reconciler = Reconciler(self.api, self.cache, actor, events, clock=lambda: NOW)
 
     async def one_pass(self, *, reads: bool = True) -> Again:

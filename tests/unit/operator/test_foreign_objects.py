@@ -21,13 +21,13 @@ from enginehouse_operator.plan_engine import plan_engine
 from enginehouse_operator.plan_replica import plan_replica
 from enginehouse_operator.status import replica_status
 from enginehouse_operator.wanted.metadata import Owner
-from enginehouse_operator.wanted.pods import TOKEN_DIR, Images, claims, pod
+from enginehouse_operator.wanted.pods import TOKEN_DIR, PodSettings, claims, pod
 from enginehouse_operator.wanted.template import ENGINE, POD
 
 FUZZ = settings(max_examples=100, suppress_health_check=list(HealthCheck))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REPLICA = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="replica-uid", namespace="n", engine="e")
-IMAGES = Images(engine="engine:1", monitor="operator:1", pull_policy="IfNotPresent")
+SETTINGS = PodSettings(engine_image="engine:1", monitor_image="operator:1", pull_policy="IfNotPresent")
 URIS = st.sampled_from(["hf://a/b", "pvc://claim/path", "pvc://claim", "file:///m", "s3://x", "hf://a", "pvc:///", ""])
 """Beside which a text of any other kind says little."""
 
@@ -39,7 +39,7 @@ def test_a_spec_is_read_or_refused_at_its_path(spec: dict[str, Any], uri: str | 
         spec = {**spec, "model": {**(spec.get("model") or {}), "uri": uri}}
     try:
         parsed = spec_rules.parse_engine(spec)
-        rendered = pod(REPLICA, parsed.copy(), name="e-0-abc-xyz", ordinal=0, images=IMAGES)
+        rendered = pod(REPLICA, parsed.copy(), name="e-0-abc-xyz", ordinal=0, settings=SETTINGS)
     except api.InvalidSpec as error:
         refused = error
     else:
@@ -94,7 +94,7 @@ TEMPLATES = PLAUSIBLE | ODD
 def test_no_template_breaks_what_a_pod_promises(template: dict[str, Any]) -> None:
     copy = api.EngineCopy(executor="Simulated", template=template)
     try:
-        found = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=0, images=IMAGES)
+        found = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=0, settings=SETTINGS)
     except api.InvalidSpec as error:
         refused = error.path
     else:
@@ -105,7 +105,7 @@ def test_no_template_breaks_what_a_pod_promises(template: dict[str, Any]) -> Non
 
 
 def _check_promises(found: dict[str, Any]) -> None:
-    plain = pod(REPLICA, api.EngineCopy(executor="Simulated"), name="e-0-abc-xyz", ordinal=0, images=IMAGES)
+    plain = pod(REPLICA, api.EngineCopy(executor="Simulated"), name="e-0-abc-xyz", ordinal=0, settings=SETTINGS)
     ours = set(plain["spec"]) - set(POD)
     assert {key: found["spec"].get(key) for key in ours if key != "containers"} == {
         key: plain["spec"][key] for key in ours if key != "containers"

@@ -10,10 +10,10 @@ import yaml
 
 from enginehouse_operator import api, names
 from enginehouse_operator.wanted.metadata import Owner
-from enginehouse_operator.wanted.pods import Images, pod
+from enginehouse_operator.wanted.pods import PodSettings, pod
 
 ROOT = Path(__file__).parents[3]
-IMAGES = Images(engine="engine:1", monitor="operator:1", pull_policy="IfNotPresent")
+SETTINGS = PodSettings(engine_image="engine:1", monitor_image="operator:1", pull_policy="IfNotPresent")
 TWO_MEMBERS = api.EngineCopy(
     model=api.Model(uri="file:///m"), executor="Simulated", parallelism=api.Parallelism(data=2, workers_per_member=1)
 )
@@ -26,7 +26,7 @@ def example(name: str) -> dict[str, Any]:
 
 def member(ordinal: int, *, engine: str) -> dict[str, Any]:
     owner = Owner(kind=names.REPLICA_KIND, name=f"{engine}-0-abc", uid="u", namespace="n", engine=engine)
-    return pod(owner, TWO_MEMBERS, name=f"{engine}-0-abc-xyz", ordinal=ordinal, images=IMAGES)
+    return pod(owner, TWO_MEMBERS, name=f"{engine}-0-abc-xyz", ordinal=ordinal, settings=SETTINGS)
 
 
 def test_the_inference_pool_selects_leaders_in_service_alone_where_they_listen() -> None:

@@ -11,14 +11,14 @@ from enginehouse_operator import api, names, reasons
 from enginehouse_operator.wanted.arguments import arguments
 from enginehouse_operator.wanted.disruption import disruption_budget, min_available
 from enginehouse_operator.wanted.metadata import Owner, covers, marked
-from enginehouse_operator.wanted.pods import LOST_NODE_SECONDS, Images, claims, pod
+from enginehouse_operator.wanted.pods import LOST_NODE_SECONDS, PodSettings, claims, pod
 from enginehouse_operator.wanted.ray_token import token_secret
 from enginehouse_operator.wanted.rights import rights
 from enginehouse_operator.wanted.services import endpoint, services
 from enginehouse_operator.wanted.template import OWNED_FLAGS, REFUSED, merge
 
 REPLICA = Owner(kind=names.REPLICA_KIND, name="e-0-abc", uid="replica-uid", namespace="n", engine="e")
-IMAGES = Images(engine="engine:1", monitor="operator:1", pull_policy="IfNotPresent")
+SETTINGS = PodSettings(engine_image="engine:1", monitor_image="operator:1", pull_policy="IfNotPresent")
 
 
 def engine_copy(uri: str = "file:///models/m", **changes: Any) -> api.EngineCopy:
@@ -26,7 +26,7 @@ def engine_copy(uri: str = "file:///models/m", **changes: Any) -> api.EngineCopy
 
 
 def rendered(copy: api.EngineCopy, ordinal: int = 0) -> dict[str, Any]:
-    return pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, images=IMAGES)
+    return pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, settings=SETTINGS)
 
 
 def containers(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -93,7 +93,7 @@ def test_members_are_told_their_number_and_where_the_leader_is() -> None:
         expected = {"--members": "2", "--member": str(ordinal), "--workers-per-member": "2"}
         assert expected.items() <= given.items()
         assert given["--leader"] == f"{leader}.e-members.n.svc"
-    manifest = pod(REPLICA, SPREAD, name=leader, ordinal=0, images=IMAGES)
+    manifest = pod(REPLICA, SPREAD, name=leader, ordinal=0, settings=SETTINGS)
     assert (manifest["spec"]["hostname"], manifest["spec"]["subdomain"]) == (leader, "e-members")
     assert not any(argument.startswith("--member") for argument in arguments(REPLICA, engine_copy()))
 
