@@ -145,7 +145,7 @@ def one_process() -> int:
 def launch() -> int:
     import logging
 
-    from enginehouse_engine import flags
+    from enginehouse_engine import options
     from enginehouse_engine.launcher import main as launcher
     from enginehouse_engine.launcher.command_lines import RunFiles
     from enginehouse_engine.launcher.process import Process
@@ -156,7 +156,7 @@ def launch() -> int:
         own = [process.role, str(files.launcher_socket), str(process.rank), str(process.index), str(process.incarnation)]
         return [sys.executable, "-S", __file__, *own]  # -S: what is installed is of no use here, and finding it takes time
 
-    return launcher.launch(flags.parse(sys.argv[2:]), command_line=command_line)
+    return launcher.launch(options.parse(sys.argv[2:]), command_line=command_line)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 
-from enginehouse_engine import flags, log_format
+from enginehouse_engine import log_format
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.launcher.main import end, launch
 from enginehouse_engine.launcher.termination import INVALID_CONFIG, Cause
+from enginehouse_engine.options import parse
 
 
 def main() -> int:
     """The exit code of the engine: ``docs/wire-protocol.md`` section 1."""
     logging.basicConfig(level=logging.INFO, format=log_format.text("launcher"), stream=sys.stderr)
     try:
-        options = flags.parse()
+        options = parse()
     except ConfigError as error:
         return end(Cause(INVALID_CONFIG, str(error)))
     return launch(options)

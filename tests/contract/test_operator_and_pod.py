@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse_engine import flags as engine_flags
+from enginehouse_engine import options as engine_options
 from enginehouse_engine.launcher import phase, publications, ray_node, termination
 from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.unit import UnitState
@@ -55,7 +55,7 @@ copies = st.builds(
 
 @given(copies)
 def test_the_launcher_reads_what_the_spec_says(copy: api.EngineCopy) -> None:
-    options = engine_flags.parse(arguments(REPLICA, copy))
+    options = engine_options.parse(arguments(REPLICA, copy))
     assert options.executor == copy.executor
     assert options.parallel.data == copy.parallelism.data
     assert options.api_servers == copy.api_servers
@@ -76,7 +76,7 @@ def test_the_launcher_reads_what_the_spec_says(copy: api.EngineCopy) -> None:
 def test_the_launchers_of_several_members_read_their_number_and_their_leader(data: int, held: int, draw: st.DataObject) -> None:
     shape = api.Parallelism(data=data * held, workers_per_member=held)
     ordinal = draw.draw(st.integers(0, data - 1))
-    options = engine_flags.parse(arguments(REPLICA, api.EngineCopy(executor="Simulated", parallelism=shape), ordinal=ordinal))
+    options = engine_options.parse(arguments(REPLICA, api.EngineCopy(executor="Simulated", parallelism=shape), ordinal=ordinal))
     told = (options.members, options.member, options.workers_per_member, bool(options.leader))
     assert told == ((data, ordinal, held, True) if data > 1 else (1, 0, None, False))
 
@@ -90,7 +90,7 @@ def test_the_launchers_of_ray_read_their_number_their_token_and_how_ranks_are_pl
     copy = api.EngineCopy(model=api.Model(uri="hf://a/b"), executor="Ray", parallelism=shape)
     copy = msgspec.structs.replace(copy, ray=api.Ray(placement_strategy=strategy) if strategy else None)
     for ordinal in range(copy.members):
-        options = engine_flags.parse(arguments(REPLICA, copy, ordinal=ordinal))
+        options = engine_options.parse(arguments(REPLICA, copy, ordinal=ordinal))
         assert (options.members, options.member, options.workers_per_member) == (copy.members, ordinal, held)
         assert (options.ray_strategy, options.engine_name, options.leader != "") == (strategy or "Pack", "e", True)
         manifest = pod(REPLICA, copy, name="member", ordinal=ordinal, settings=SETTINGS)
@@ -171,7 +171,7 @@ def test_the_monitor_reads_its_arguments_and_finds_its_credentials() -> None:
 
 def test_launcher_and_monitor_meet_at_one_socket_in_a_shared_folder() -> None:
     spec = rendered()["spec"]
-    options = engine_flags.parse(spec["containers"][0]["args"])
+    options = engine_options.parse(spec["containers"][0]["args"])
     container = spec["initContainers"][0]
     mounts = [{m["name"]: m["mountPath"] for m in found["volumeMounts"]} for found in (spec["containers"][0], container)]
     assert options.monitor_socket is not None
@@ -252,6 +252,6 @@ def test_both_containers_log_as_the_operator_does(ordinal: int) -> None:
     for told in ("text", "json"):
         settings = msgspec.structs.replace(SETTINGS, log_format=told)
         spec = pod(REPLICA, copy, name="e-0-abc-xyz", ordinal=ordinal, settings=settings)["spec"]
-        assert engine_flags.parse(spec["containers"][0]["args"]).log_format == told
+        assert engine_options.parse(spec["containers"][0]["args"]).log_format == told
         environment = dict.fromkeys(("POD_UID", "POD_IP", "KUBERNETES_SERVICE_HOST"), "x") | {"KUBERNETES_SERVICE_PORT": "1"}
         assert monitor.settings(spec["initContainers"][0]["args"], environment).log_format == told

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 
 from enginehouse_engine.config import EngineConfig, MembersConfig
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import cgroup, memory_budget
+from enginehouse_engine.options import Options
 
 logger = logging.getLogger("enginehouse.launcher")
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from enginehouse_engine import config as configuration
 from enginehouse_engine import registration
 from enginehouse_engine.config import ConfigError
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import (
     cgroup,
     children,
@@ -46,6 +45,7 @@ from enginehouse_engine.launcher.ray_unit import is_actor
 from enginehouse_engine.launcher.spawner import CommandLine, Spawner
 from enginehouse_engine.launcher.stack_dumps import StackDumps
 from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.options import Options
 from enginehouse_engine.ray.manager_messages import Ended, Placement
 
 logger = logging.getLogger("enginehouse.launcher")

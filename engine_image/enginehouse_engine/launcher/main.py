@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from enginehouse_engine import log_format
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import children, command_lines, http_listener, termination
 from enginehouse_engine.launcher.launch import Launcher
 from enginehouse_engine.launcher.logs import Logs
 from enginehouse_engine.launcher.member_links import MEMBERS_PORT, own_name
 from enginehouse_engine.launcher.spawner import CommandLine
 from enginehouse_engine.launcher.termination import Cause
+from enginehouse_engine.options import Options
 
 logger = logging.getLogger("enginehouse.launcher")
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher.messages import Death, Failed, decoder_of
+from enginehouse_engine.options import Options
 
 VERSION: Final = 1
 

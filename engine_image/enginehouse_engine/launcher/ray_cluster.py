@@ -19,7 +19,6 @@ from typing import Final
 
 import msgspec
 
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import actor_orders, ray_node, ray_unit, termination
 from enginehouse_engine.launcher.actions import Action
 from enginehouse_engine.launcher.actors import Actors
@@ -30,6 +29,7 @@ from enginehouse_engine.launcher.lifecycle import Lifecycle
 from enginehouse_engine.launcher.process import RAY_START, Process
 from enginehouse_engine.launcher.ray_unit import MANAGER
 from enginehouse_engine.launcher.termination import Cause, Exit
+from enginehouse_engine.options import Options
 from enginehouse_engine.ray import manager_messages
 from enginehouse_engine.ray.manager_messages import Ended, Placement, PlacementState
 

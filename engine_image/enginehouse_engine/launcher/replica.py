@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import member_messages, remote_workers, termination
 from enginehouse_engine.launcher.actions import Action
 from enginehouse_engine.launcher.engine_config import workers_each, workers_per_rank
@@ -24,6 +23,7 @@ from enginehouse_engine.launcher.ray_node import HEAD_PORT
 from enginehouse_engine.launcher.ray_unit import ray_unit
 from enginehouse_engine.launcher.termination import Cause
 from enginehouse_engine.launcher.units import engine_units, member_units
+from enginehouse_engine.options import Options
 
 Do = Callable[[list[Action]], None]
 

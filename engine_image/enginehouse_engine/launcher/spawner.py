@@ -10,13 +10,13 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from enginehouse_engine.flags import Options
 from enginehouse_engine.launcher import command_lines
 from enginehouse_engine.launcher.children import Children
 from enginehouse_engine.launcher.command_lines import HTTP_DESCRIPTOR, RunFiles
 from enginehouse_engine.launcher.logs import Logs
 from enginehouse_engine.launcher.model_search import MODEL_FETCH_PROCESS
 from enginehouse_engine.launcher.process import API_SERVER, RAY_START, Process
+from enginehouse_engine.options import Options
 
 CommandLine = Callable[[Process, RunFiles], list[str]]
 

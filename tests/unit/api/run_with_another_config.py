@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from enginehouse_engine import config, flags
+from enginehouse_engine import config, options
 from enginehouse_engine.launcher import command_lines
 from enginehouse_engine.launcher.command_lines import RunFiles
 from enginehouse_engine.launcher.main import launch
@@ -25,7 +25,7 @@ def main() -> int:
             files = dataclasses.replace(files, config=changed)
         return command_lines.command_line(process, files)
 
-    return launch(flags.parse(sys.argv[1:]), command_line=command_line)
+    return launch(options.parse(sys.argv[1:]), command_line=command_line)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from enginehouse_engine import flags
+from enginehouse_engine import options
 from enginehouse_engine.launcher import command_lines, stack_dumps
 from enginehouse_engine.launcher.command_lines import RunFiles
 from enginehouse_engine.launcher.main import launch
@@ -50,7 +50,7 @@ def main() -> int:
         ]
         return [sys.executable, stand_in, *own]
 
-    return launch(flags.parse(sys.argv[2:]), command_line=command_line)
+    return launch(options.parse(sys.argv[2:]), command_line=command_line)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from enginehouse_engine.config import ConfigError, ParallelConfig
-from enginehouse_engine.flags import Options, parse, parser
+from enginehouse_engine.flags import parser
+from enginehouse_engine.options import Options, parse
 
 CONTRACT = Path(__file__).parents[3] / "docs/wire-protocol.md"
 
