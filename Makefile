@@ -29,6 +29,7 @@ fix: setup      ## repair what ruff can repair
 built: setup
 	@$(RUN) -m localkube build >/dev/null
 	@$(RUN) -m localkube images >/dev/null
+	@$(RUN) -c 'import promtool; promtool.built()'
 
 test: check built ## everything that needs no GPU: unit, contract, real apiserver, real kubelet
 	$(PYTEST) -m "not slow and not gpu" --numprocesses 2

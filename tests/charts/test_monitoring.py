@@ -2,7 +2,7 @@
 
 The pages about metrics stand for what is exported: `tests/unit/operator/test_documents.py` and `tests/unit/api/test_metrics.py`
 hold them to it.
-Not done here: whether an expression is what its title says.
+Not done here: whether an expression is what its title says (`test_alerts.py`).
 """
 
 from __future__ import annotations

