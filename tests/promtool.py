@@ -1,4 +1,4 @@
-"""Prometheus' own judge of rules, built from its Go module.
+"""Prometheus' own judge of rules and configurations, built from its Go module.
 
 The one job: say what `promtool` objects to. The invariant kept: parser, engine and rule manager are Prometheus', pinned below
 `localkube/go/prometheus`.
@@ -26,6 +26,11 @@ def built() -> Path:
 def objections_to_rules(groups: list[dict[str, Any]]) -> str:
     """What a Prometheus would say that is given this rule file; nothing if it takes it."""
     return _objections("check", "rules", document={"groups": groups})
+
+
+def objections_to_configuration(configuration: dict[str, Any]) -> str:
+    """What a Prometheus would say that is started with it; nothing if it takes it."""
+    return _objections("check", "config", "/dev/stdin", document=configuration)
 
 
 def objections_to_tests(tests: list[dict[str, Any]], *, rules: Path) -> str:

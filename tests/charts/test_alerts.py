@@ -1,5 +1,5 @@
 """Prometheus' own code on the alerts: each fires when it is meant, in its words, and not in the nearest case that is not meant;
-and it reads every expression of the dashboard and of an example."""
+and it reads every expression of the dashboard and of an example, and the page's configuration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import page_blocks
 import promtool
 from alert_cases import CASES, Fires, Silent
 
@@ -25,7 +26,7 @@ VARIABLES = {"$__rate_interval": "5m", "$namespace": ".*", "$engine": "chat|code
 
 
 def queries() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for panel in json.loads((CHART / "dashboard.json").read_text())["panels"]:
         found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel.get("targets", ())}
     for variable, value in VARIABLES.items():
@@ -65,6 +66,13 @@ def test_prometheus_takes_the_alerts_as_a_rule_file() -> None:
 def test_prometheus_reads_every_query_of_the_dashboard_and_of_keda() -> None:
     assert not [query for query in queries().values() if "$" in query]
     assert promtool.objections_to_rules(as_rules(*queries().values())) == ""
+
+
+def test_prometheus_takes_the_configuration_of_the_page() -> None:
+    (page,) = [yaml.safe_load(block.content) for block in page_blocks.blocks("yaml") if "scrape_configs" in block.content]
+    assert promtool.objections_to_configuration(page) == ""
+    page["scrape_configs"][0]["relabel_configs"][0]["action"] = "kept"
+    assert "unknown relabel action" in promtool.objections_to_configuration(page)
 
 
 @pytest.mark.parametrize(
