@@ -39,6 +39,7 @@ PLUGIN = "docs/kubectl-plugin.md"
 IMAGES = "both images are built and brought to the cluster by localkube, which knows no Docker and no registry"
 LOCALKUBE = "another cluster: tests/cluster/test_localkube.py starts and stops some"
 TESTS = "runs tests, this one among them"
+WHEEL = "tests/unit/layout/test_wheel.py installs; here the plugin is put on the PATH as an installation does"
 ARGO_CD = "not on this cluster: tests/api/test_examples.py applies both files where its kinds are known"
 NOT_RUN = {
     "docker build --target operator -t REGISTRY/enginehouse-operator:0.1.0 .": IMAGES,
@@ -48,8 +49,8 @@ NOT_RUN = {
     "make demo": "builds a cluster of its own; its commands are those of the tutorial",
     "kubectl wait --for=condition=Ready=False ie/smollm2 --timeout=300s": "the demo's: it is true for a moment",
     "make test": TESTS,
-    "pip install .": "tests run from the tree; the plugin is put on the PATH as an installation does",
-    "pip install '.[engine]'": "tests run from the tree",
+    "pip install .": WHEEL,
+    "pip install '.[engine]'": WHEEL,
     "enginehouse-engine --model ./SmolLM2-135M-Instruct.Q4_1.gguf --port 8000": "tests/unit/test_engine_process.py does",
     "kubectl enginehouse drain chat-1-laeudliz": "refused while the first one drains: tests/api/operator/test_kubectl_plugin.py",
     "kubectl apply --server-side -n argocd -f examples/gitops/argocd/argocd-cm.yaml": ARGO_CD,

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tracked_files import ROOT, tracked
+
 LONGEST_FILE_LINES = 400
-
-
-def tracked(*patterns: str) -> list[Path]:
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
-
-
 PRODUCT = tracked("operator/*.py", "engine_image/*.py", "tests/localkube/*.py")
 
 
