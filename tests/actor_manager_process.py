@@ -29,6 +29,8 @@ class ActorManagerProcess:
         self._nodes = nodes
         self.first = 1
         """Incarnation of the ranks of the present test: what an earlier one left behind is not found."""
+        self._lists = 0
+        """How many the manager was told."""
         self.heard: list[dict[str, Any]] = []
         self.log = folder / "manager.log"
         config = EngineConfig(
@@ -70,7 +72,9 @@ class ActorManagerProcess:
 
     def want(self, *ranks: dict[str, Any], strategy: str = "Pack", engine: str = "e") -> None:
         """The whole list."""
-        self._say(type="actors", engine=engine, strategy=strategy, resource="accelerator", ranks=list(ranks))
+        self._lists += 1
+        wanted = {"engine": engine, "strategy": strategy, "resource": "accelerator", "ranks": list(ranks)}
+        self._say(type="actors", number=self._lists, **wanted)
 
     def stop(self) -> int:
         self._say(type="stop")
@@ -87,13 +91,14 @@ class ActorManagerProcess:
                 return self.heard[-1]
 
     def placement(self, *states: str) -> list[dict[str, Any]]:
-        """Until the ranks are in these states; now, if they are."""
+        """Until the manager knows the newest list and its ranks are in these states; now, if they are."""
 
         def as_wanted(said: dict[str, Any]) -> bool:
-            return said["type"] == "placement" and [rank["state"] for rank in said["ranks"]] == list(states)
+            is_newest = said["type"] == "placement" and said["number"] == self._lists
+            return is_newest and [rank["state"] for rank in said["ranks"]] == list(states)
 
-        last = next((said for said in reversed(self.heard) if said["type"] == "placement"), {"type": "placement", "ranks": []})
-        return list((last if as_wanted(last) else self.hear(as_wanted))["ranks"])
+        last = next((said for said in reversed(self.heard) if said["type"] == "placement"), None)
+        return list((last if last and as_wanted(last) else self.hear(as_wanted))["ranks"])
 
     def clear(self) -> None:
         """Want nothing any more, and forget all that was."""
