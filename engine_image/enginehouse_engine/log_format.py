@@ -47,17 +47,25 @@ def as_json(written: bytes, *, process: str, now: datetime) -> bytes:
     words: list[str] = []
     time, level = now, ""
     for line in filter(None, re.split(r"[\r\n]+", written.decode(errors="backslashreplace"))):
-        if (head := _HEAD.match(line)) is None:
+        head = _HEAD.match(line)
+        began = _moment(head[1]) if head else None
+        if head is None or began is None:
             words.append(line)
             continue
         if words:
             found.append(_object("\n".join(words), process=process, time=time, level=level))
-        # Ours are in the zone of this machine.
-        time, level = datetime.strptime(head[1], "%Y-%m-%d %H:%M:%S,%f").astimezone(UTC), head[2]
-        words = [line[head.end() :]]
+        time, level, words = began, head[2], [line[head.end() :]]
     if words:
         found.append(_object("\n".join(words), process=process, time=time, level=level))
     return "".join(f"{one}\n" for one in found).encode()
+
+
+def _moment(local: str) -> datetime | None:
+    """None of what never is: a process may write whatever it likes, and must not end the launcher by it."""
+    try:
+        return datetime.fromisoformat(local).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _object(message: str, *, process: str, time: datetime, level: str) -> str:

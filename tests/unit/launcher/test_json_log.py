@@ -46,7 +46,6 @@ def test_a_line_of_ours_is_an_object_with_its_own_time_and_level() -> None:
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
 def test_the_time_is_the_same_in_every_zone(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -54,6 +53,29 @@ def test_the_time_is_the_same_in_every_zone(zone: str, monkeypatch: pytest.Monke
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("given", "zone"),
+    [
+        ("2026-02-30 10:00:00", "UTC"),
+        ("0000-01-01 00:00:00", "UTC"),
+        ("\u0660026-01-01 10:00:00", "UTC"),
+        ("0001-01-01 00:00:00", "Asia/Kolkata"),
+        ("9999-12-31 23:59:59", "America/New_York"),
+    ],
+)
+def test_a_line_that_begins_as_ours_do_at_a_time_that_never_is_is_no_record_of_ours(
+    given: str, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        (found,) = objects(f"{given},000 INFO x: so\n".encode())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert (found["message"], "level" in found) == (f"{given},000 INFO x: so", False)
 
 
 def test_a_traceback_and_a_stack_belong_to_the_record_before_them() -> None:
@@ -84,11 +106,11 @@ def test_a_record_of_the_launcher_holds_its_traceback() -> None:
     except ValueError as error:
         raised = (type(error), error, error.__traceback__)
         record = logging.LogRecord("enginehouse.launcher", logging.ERROR, "f.py", 1, "%s", ("it ends",), raised)
+    record.created = NOW.timestamp()
     line = log_format.Json("launcher").format(record)
     assert len(line.encode().splitlines()) == 1
     found = json.loads(line)
-    assert datetime.fromisoformat(found["time"]).astimezone(UTC) - datetime.now(UTC) < timedelta(minutes=5)
-    assert (found["level"], found["process"]) == ("error", "launcher")
+    assert (found["time"], found["level"], found["process"]) == ("2026-01-01T12:00:00.250Z", "error", "launcher")
     assert found["message"].startswith("it ends\nTraceback")
 
 
