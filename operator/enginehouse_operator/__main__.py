@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_format.formatter(flags.log_format))
     logging.basicConfig(level=flags.log_level.upper(), handlers=[handler])
+    log = logging.getLogger("enginehouse.operator")
+    sys.excepthook = lambda *raised: log.critical("the operator fails", exc_info=raised)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(_main(flags))
     except (LeaseLost, NoCluster) as error:
-        logging.getLogger("enginehouse.operator").error("%s: the process ends", error)
+        log.error("%s: the process ends", error)
         return 1
     return 0
 

@@ -125,10 +125,10 @@ class Logs:
 
     def close(self) -> None:
         """Pass on what there is, if somebody reads it soon. Every process must be gone."""
-        if not self._thread.is_alive():
-            return
         for handler in self._own:
             handler.setStream(sys.stderr)  # type: ignore[arg-type]  # a handler of whatever stream it had before
+        if not self._thread.is_alive():
+            return
         with self._lock:
             for pipe in list(self._pipes.values()):
                 while self._take(pipe):

@@ -18,6 +18,8 @@ from enginehouse_operator import log_format
 from enginehouse_operator.monitor.connection import Access
 from enginehouse_operator.monitor.run import Settings, run
 
+logger = logging.getLogger("enginehouse.monitor")
+
 _CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -64,6 +66,7 @@ def main() -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_format.formatter(given.log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.excepthook = lambda *raised: logger.critical("the monitor fails", exc_info=raised)
     return run(given)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ import page_blocks
 from enginehouse_engine import log_format
 from enginehouse_engine.launcher.logs import Logs
 from enginehouse_engine.launcher.process import ENGINE_CORE, Process
-from members import Member
+from members import DEADLINE_SECONDS, Member
+from running_engine import SIMULATED, SOURCES
 
 CORE = Process(role=ENGINE_CORE, rank=0, index=0, incarnation=1)
 NOW = datetime(2026, 1, 1, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -151,3 +154,21 @@ def test_every_line_of_a_real_engine_is_an_object_also_of_its_standard_output(tm
     by_launcher = [record["message"] for record in said if record["process"] == "launcher"]
     assert by_launcher.index("SIGTERM") < by_launcher.index("draining")
     assert not any(log_format._HEAD.match(record["message"]) for record in said)
+
+
+def test_a_launcher_that_fails_by_a_mistake_of_its_own_says_so_in_an_object() -> None:
+    program = """
+import sys
+from enginehouse_engine.__main__ import main
+from enginehouse_engine.launcher.launch import Launcher
+Launcher.run = lambda self: {}["mistake"]
+sys.exit(main())
+"""
+    failed = subprocess.run(
+        [sys.executable, "-c", program, *SIMULATED[2:], "--port=0", "--memory-limit-bytes=1000000000", "--log-format=json"],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True, check=False, timeout=DEADLINE_SECONDS,
+    )  # fmt: skip
+    assert (failed.returncode, failed.stdout) == (1, b"")
+    last = [json.loads(line) for line in failed.stderr.splitlines()][-1]
+    assert (last["level"], last["process"]) == ("critical", "launcher")
+    assert last["message"].endswith("KeyError: 'mistake'")

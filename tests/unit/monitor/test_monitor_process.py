@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from monitor_process import DEADLINE_SECONDS, MonitorProcess
+
 
 def open_descriptors(pid: int) -> list[str]:
     return sorted(os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
@@ -348,3 +350,12 @@ def test_in_json_each_line_of_its_log_is_an_object(api: Any, monitor: Any) -> No
     assert {record["logger"] for record in said} == {"enginehouse.monitor"}
     assert "warning" in [record["level"] for record in said]
     assert any(record["message"].startswith("the launcher is here, pid ") for record in said)
+
+
+def test_also_what_ends_a_monitor_is_an_object(tmp_path: Path) -> None:
+    of_replica = {"namespace": "here", "replica": "replica", "replica_uid": "u", "member": "longer-than-a-socket-may-be" * 5}
+    one = MonitorProcess(tmp_path, host="127.0.0.1", port=9, credentials=tmp_path, **of_replica, log_format="json")
+    assert one.process.wait(DEADLINE_SECONDS) == 1
+    (said,) = [json.loads(line) for line in one.log.read_text().splitlines()]
+    assert (said["level"], said["logger"]) == ("critical", "enginehouse.monitor")
+    assert "AF_UNIX path too long" in said["error"]

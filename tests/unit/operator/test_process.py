@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,12 +55,12 @@ def test_an_operator_that_waits_ends_in_order_when_asked_to(tmp_path: Path, numb
 
 
 def run_without_a_cluster(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """An operator that finds no API server, to its end."""
+    """An operator that finds no API server, to its end; ``folder`` may hold the kubeconfig of one that does not answer."""
     flags = ["--engine-image=e", "--monitor-image=m", "--lease-namespace=n", *more]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KUBERNETES_")}
     return subprocess.run(
         [sys.executable, "-m", "enginehouse_operator", *flags],
-        env={**environment, "KUBECONFIG": str(folder / "none"), "PYTHONPATH": str(ROOT / "operator")},
+        env={**environment, "KUBECONFIG": str(folder / "kubeconfig"), "PYTHONPATH": str(ROOT / "operator")},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
@@ -71,6 +72,15 @@ def test_in_json_each_record_is_an_object_on_a_line_of_its_own(tmp_path: Path) -
     *_, record = [json.loads(line) for line in ended.stderr.splitlines()]
     assert (record["level"], record["logger"]) == ("error", "enginehouse.operator")
     assert "KUBECONFIG" in record["message"]
+
+
+def test_also_what_ends_an_operator_is_an_object(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(json.dumps(NOWHERE))
+    with socket.create_server(("", 0)) as taken:
+        ended = run_without_a_cluster(tmp_path, "--log-format=json", f"--health-port={taken.getsockname()[1]}")
+    *_, record = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (ended.returncode, record["level"], record["logger"]) == (1, "critical", "enginehouse.operator")
+    assert "address already in use" in record["error"]
 
 
 def test_without_a_cluster_one_line_says_what_to_do(tmp_path: Path) -> None:
