@@ -175,15 +175,15 @@ CASES: dict[str, tuple[Fires | Silent, ...]] = {
             description="It served within the last day, and none of its replicas has for 5 minutes.",
         ),
         Fires(
-            "it was suspended, is wanted again and takes long to load",
+            "it was suspended, is wanted again and takes more than half an hour to load",
             {
                 condition("Available", "SomeReplicasServe"): "1x10 stale",
                 condition("Ready", "AllReplicasServe"): "1x10 stale",
-                condition("Available", "NoReplicaServes"): "_x11 0x60",
+                condition("Available", "NoReplicaServes"): "_x11 0x90",
                 condition("Ready", "Suspended"): "_x11 1x18 stale",
-                condition("Ready", "Starting"): "_x30 0x30",
+                condition("Ready", "Starting"): "_x30 0x60",
             },
-            minute=35,
+            minute=64,
             labels=CRITICAL | ML_CHAT,
             summary="Engine ml/chat serves nobody any more.",
             description="It served within the last day, and none of its replicas has for 5 minutes.",
@@ -198,6 +198,16 @@ CASES: dict[str, tuple[Fires | Silent, ...]] = {
                 condition("Available", "SomeReplicasServe"): "1x60",
                 condition("Ready", "AllReplicasServe"): "1x10 stale",
                 condition("Ready", "RestartDelayed"): "_x11 0x60",
+            },
+        ),
+        Silent(
+            "it had no replicas, is wanted again, and serves after half an hour",
+            {
+                condition("Available", "SomeReplicasServe"): "1x10 stale _x48 1x10",
+                condition("Ready", "AllReplicasServe"): "1x10 stale _x48 1x10",
+                condition("Available", "NoReplicaServes"): "_x11 0x47 stale",
+                condition("Ready", "ZeroReplicas"): "_x11 1x18 stale",
+                condition("Ready", "Starting"): "_x30 0x28 stale",
             },
         ),
         Silent(
