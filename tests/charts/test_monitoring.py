@@ -52,7 +52,8 @@ def expressions() -> dict[str, str]:
     found = {rule["alert"]: rule["expr"] for rule in rules()}
     for panel in DASHBOARD["panels"]:
         found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel.get("targets", ())}
-    return found
+    (trigger,) = yaml.safe_load((ROOT / "examples/autoscaling/keda.yaml").read_text())["spec"]["triggers"]
+    return found | {"keda.yaml": trigger["metadata"]["query"]}
 
 
 SERIES = listed()
@@ -84,6 +85,7 @@ def test_what_pages_configure_elsewhere_names_ports_labels_and_series_that_exist
     labels = {re.sub(r"\W", "_", label) for label in (names.LABEL_ROLE, names.LABEL_ENGINE, names.LABEL_REPLICA)}
     assert set(re.findall(r"__meta_kubernetes_pod_label_(\w+)", text)) == labels
     assert set(re.findall(r"port_name\], action: keep, regex: (\w+)", text)) == {"metrics", names.HTTP_PORT_NAME}
+    assert set(re.findall(r"target_label: (\w+)", text)) == TARGET | {"pod"}, "autoscalers ask for metrics of pods"
     assert re.findall(r"dev_role\], action: keep, regex: (\w+)", text) == [names.LEADER]
     assert set(re.findall(r": (enginehouse_\w+)", text)) <= SERIES.keys()
 
