@@ -1,6 +1,7 @@
 """Everything the API refuses or fails with, in OpenAI's shape: ``{"error": {message, type, param, code}}``.
 
-Invariant: all four keys are always there, and no other body is ever sent for a status of 400 or more. Pure.
+Invariant: all four keys are always there, and no other body is ever sent for a status of 400 or more, but by uvicorn to whoever
+speaks no HTTP. Pure.
 """
 
 from __future__ import annotations

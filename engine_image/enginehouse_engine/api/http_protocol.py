@@ -1,9 +1,10 @@
 """One connection: what a client may take before it has said what it wants and when it does not read, and an end that no request
 runs into.
 
-Uvicorn waits for ever for the first request of a connection and collects its head without bound; it holds a response back while
-the client does not read it, for ever too, and whoever waits for it holds what it is about to send. When a server goes, it closes
-connections just when their clients may use them again: what they send then is lost.
+Uvicorn waits for ever for the first request of a connection, and for the next one after anything has come since the last
+response; it collects heads without bound; it holds a response back while the client does not read it, for ever too, and whoever
+waits for it holds what it is about to send. When a server goes, it closes connections just when their clients may use them again:
+what they send then is lost.
 Invariants: a connection whose request's head is not complete within the keep-alive time, or after 64 KiB, is closed, and so is one
 whose client takes nothing for two minutes while more than 64 KiB wait for it; a client that has read the end of a connection's last
 response knows that it is the last.
@@ -57,7 +58,9 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > MOST_HEAD_BYTES:
+        if self._head_timer is None:
+            self._stay_idle()
+        elif self._head_bytes > MOST_HEAD_BYTES:
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -97,6 +100,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_is_complete()
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _stay_idle(self) -> None:
+        """What begins no request, as an empty line or the rest of a body that nobody wanted, has only stopped uvicorn's clock."""
+        if self.cycle is not None and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _is_read(self) -> None:
         if self._stall_timer is not None:

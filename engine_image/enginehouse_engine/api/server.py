@@ -1,6 +1,6 @@
 """The routes of an API server, and what all of its responses have in common.
 
-Invariant: every response of status 400 or more has OpenAI's error shape, every response a request id; one that sends its client
+Invariant: every response to a request has a request id, and of status 400 or more OpenAI's error shape; one that sends its client
 elsewhere ends its connection. Probes and metrics need no key and work at any time. Does not generate (``endpoints.py``).
 """
 

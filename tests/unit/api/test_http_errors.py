@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import ApiServer, Core, says
+from .conftest import ApiServer, Core, read_until, says
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"model": "sim", "messages": MESSAGES}
@@ -105,6 +105,14 @@ def test_what_is_no_request_is_refused(http: httpx.Client, path: str, body: byte
     response = http.post(f"/v1/{path}", content=body)
     assert response.status_code == 400
     assert _error(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("head", [b"\0", b"GET http://x HTTP/1.1", b"GET /\xff HTTP/1.1"], ids=["no line", "no path", "no ASCII"])
+def test_what_is_no_http_is_refused_in_a_word(server: ApiServer, head: bytes) -> None:
+    with server.raw(head + b"\r\nHost: x\r\n\r\n") as connection:
+        assert read_until(connection, b"Invalid HTTP request received.").startswith(b"HTTP/1.1 400 ")
+        assert connection.recv(1) == b""
+    assert "Traceback" not in server.log_text()
 
 
 def test_a_body_that_is_too_large_is_not_read(http: httpx.Client, server: ApiServer) -> None:

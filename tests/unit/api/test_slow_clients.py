@@ -56,6 +56,25 @@ def test_a_connection_without_a_request_is_closed(said: bytes) -> None:
     assert asyncio.run(story()) == b""
 
 
+@pytest.mark.parametrize(
+    ("body_bytes", "later"), [(0, b"\r\n"), (9, b"half")], ids=["an empty line", "half a body that nobody wanted"]
+)
+def test_a_connection_on_which_no_other_request_begins_is_closed(body_bytes: int, later: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"over")(scope, receive, send)
+
+    async def story() -> bytes:
+        async with serving(app, timeout_keep_alive=1) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % body_bytes)
+            with contextlib.closing(writer):
+                await asyncio.wait_for(reader.readuntil(b"over"), DEADLINE_SECONDS)
+                writer.write(later)
+                return await asyncio.wait_for(reader.read(), DEADLINE_SECONDS)
+
+    assert asyncio.run(story()) == b""
+
+
 class Impatient(HttpProtocol):
     stall_seconds = 0.2
 
