@@ -41,8 +41,12 @@ class Delta:
 class Choice:
     """The state of one answer."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, continues: bool) -> None:
-        """``continues``: it is no message but goes on with the prompt's text, and its end token counts among the scored ones."""
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, continues: bool, min_tokens: int) -> None:
+        """``continues``: it is no message but goes on with the prompt's text, and its end token counts among the scored ones.
+
+        ``min_tokens``: a stop string that so many tokens complete does not end it.
+        """
+        self._min_tokens = min_tokens
         self._scores_end = continues
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stops = StopStrings(stops)
@@ -57,23 +61,25 @@ class Choice:
         """What ``output`` adds. Nothing is added after the end."""
         if self.finished:
             return Delta("")
+        early = max(0, self._min_tokens - self.completion_tokens)
         self.completion_tokens += len(output.tokens)
         self.cached_tokens += output.cached_tokens
         tokens = output.tokens[:-1] if output.stop_token is not None else output.tokens
-        text = self._read_tokens(tokens, output.logprobs)
+        shown = self._stops.feed(self._read_tokens(tokens[:early], output.logprobs[:early]), may_end=False)
+        text = self._read_tokens(tokens[early:], output.logprobs[early:])
         if self._scores_end and len(output.logprobs) > len(tokens):
             self._pending.append(ScoredToken(output.logprobs[-1], self._read))
         if output.finish_reason is not None:
             text += self._detokenizer.finish()
-        text = self._stops.feed(text)
+        shown += self._stops.feed(text)
         reason = output.finish_reason
         if self._stops.stopped:
             reason = "stop"
         elif reason is not None:
-            text += self._stops.finish()
-        self._shown += len(text)
+            shown += self._stops.finish()
+        self._shown += len(shown)
         self.finished = reason is not None
-        return Delta(text, self._scored(), reason, output.prompt_logprobs)
+        return Delta(shown, self._scored(), reason, output.prompt_logprobs)
 
     def _read_tokens(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
         if not logprobs:

@@ -98,7 +98,10 @@ class _Endpoint(ABC, Generic[_Request]):
             self._service.front_end,
             self._service.metrics,
             submits=submits,
-            choices=[Choice(text.tokenizer, plan.stops, continues=plan.continues) for _ in submits],
+            choices=[
+                Choice(text.tokenizer, plan.stops, continues=plan.continues, min_tokens=submit.sampling.min_tokens)
+                for submit in submits
+            ],
             answers_per_prompt=len(plan.samplings[0]),
             prompt_tokens=sum(map(len, plan.prompts)) // TOKEN_BYTES,
             prompt_param=self.prompt_param,

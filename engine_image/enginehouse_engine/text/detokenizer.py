@@ -45,18 +45,19 @@ class StopStrings:
         self._held = ""
         self.stopped = False
 
-    def feed(self, text: str) -> str:
-        """The text that can be shown now. Once a stop string is complete, ``stopped`` is set and nothing more comes out."""
+    def feed(self, text: str, *, may_end: bool = True) -> str:
+        """The text that can be shown now. Once a stop string is complete, ``stopped`` is set and nothing more comes out.
+
+        ``may_end``: whether one that this text completes counts.
+        """
         if self.stopped:
             return ""
         if not self._stops:
             return text
-        text = self._held + text
-        # The one that was complete first counts, so that the answer does not depend on how the text was cut into pieces.
-        found = min(((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
-        if found is not None:
+        known, text = len(self._held), self._held + text
+        if may_end and (found := self._first(text, known)) is not None:
             self.stopped, self._held = True, ""
-            return text[: found[1]]
+            return text[:found]
         held = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
@@ -65,6 +66,14 @@ class StopStrings:
         """What was withheld, when no text follows."""
         held, self._held = self._held, ""
         return held
+
+    def _first(self, text: str, known: int) -> int | None:
+        """Where the stop string begins that is complete first, of those that end behind the ``known`` beginning.
+
+        The first, so that the answer does not depend on how the text was cut into pieces.
+        """
+        found = ((text.find(stop, max(0, known + 1 - len(stop))), len(stop)) for stop in self._stops)
+        return min(((at + length, at) for at, length in found if at >= 0), default=(0, None))[1]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -28,12 +28,13 @@ TOKENIZER = byte_tokenizer()
     sizes=st.lists(st.integers(1, 5), min_size=30, max_size=30),
     reason=st.sampled_from(["stop", "length"]),
     continues=st.booleans(),
+    min_tokens=st.integers(0, 8),
 )
 def test_text_and_log_probabilities_belong_together(
-    text: str, stops: list[str], sizes: list[int], reason: str, continues: bool
+    text: str, stops: list[str], sizes: list[int], reason: str, continues: bool, min_tokens: int
 ) -> None:
     tokens = [*text.encode(), *([256] if reason == "stop" else [])]
-    choice = Choice(TOKENIZER, stops, continues=continues)
+    choice = Choice(TOKENIZER, stops, continues=continues, min_tokens=min_tokens)
     shown, scored, ends = "", [], []
     while tokens and not choice.finished:
         size = sizes.pop()
@@ -50,7 +51,9 @@ def test_text_and_log_probabilities_belong_together(
         shown += delta.text
         scored += delta.scored
         ends += [delta.finish_reason] if delta.finish_reason else []
-    cut = min(((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text), default=(0, len(text)))[1]
+    # A stop string counts that is complete after the first tokens.
+    places = [(at + len(stop), at) for stop in stops for at in range(len(text)) if text.startswith(stop, at)]
+    cut = min((place for place in places if len(text[: place[0]].encode()) > min_tokens), default=(0, len(text)))[1]
     assert shown == text[:cut]
     if not text and reason == "length":
         return

@@ -107,6 +107,12 @@ def test_a_stop_string_across_tokens_ends_the_answer_and_the_work(client: openai
     assert core.aborts.get(timeout=DEADLINE_SECONDS) == core.submits.get_nowait().request_id
 
 
+def test_a_stop_string_that_the_first_min_tokens_complete_does_not_end_the_answer(client: openai.OpenAI, core: Core) -> None:
+    core.behaviour = says("one two one")
+    answer = client.completions.create(model="sim", prompt="x", max_tokens=40, stop="one", extra_body={"min_tokens": 3})
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("one two ", "stop")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_was_withheld_for_a_stop_string_comes_at_the_end(client: openai.OpenAI, core: Core, stream: bool) -> None:
     core.behaviour = says("a##")

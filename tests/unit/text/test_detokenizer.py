@@ -95,6 +95,12 @@ def test_stop_strings(stops: list[str], pieces: list[str], shown: list[str], sto
     assert search.stopped is stopped
 
 
+def test_what_does_not_end_the_answer_is_shown_and_may_be_the_beginning_of_what_does() -> None:
+    search = StopStrings(["END", "x"])
+    assert search.feed("xENDxEN", may_end=False) == "xENDx"
+    assert (search.feed("D"), search.stopped) == ("", True)
+
+
 @given(
     text=st.text("ab\n", max_size=30),
     stops=st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3),
