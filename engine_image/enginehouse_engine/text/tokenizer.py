@@ -20,7 +20,6 @@ from enginehouse_engine.text import gguf_tokenizer
 from enginehouse_engine.text.byte_alphabet import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
 from enginehouse_engine.text.gguf_metadata import GgufError, read_metadata
 
-BYTE_END_OF_TEXT: Final = 256
 _BYTE_TEMPLATE: Final = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 
 
@@ -37,8 +36,6 @@ class Tokenizer:
     """Ids every prompt starts with; None = what the backend's post-processor adds."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """``bos_token``, ``eos_token``, ...: what chat templates may name."""
-    end_token_ids: tuple[int, ...] = ()
-    """The model's own end tokens."""
     chat_template: str | None = None
 
     @cached_property
@@ -134,7 +131,6 @@ def byte_tokenizer() -> Tokenizer:
         backend=backend,
         prefix=(),
         special_tokens={"eos_token": "<|endoftext|>"},
-        end_token_ids=(BYTE_END_OF_TEXT,),
         chat_template=_BYTE_TEMPLATE,
     )
 
@@ -148,15 +144,13 @@ def _from_gguf(path: Path) -> Tokenizer:
     except gguf_tokenizer.UnsupportedTokenizer as error:
         raise TokenizerError(f"{path}: {error}") from error
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "unknown", "padding")}
-    known = {name: id for name, id in ids.items() if isinstance(id, int) and id < len(tokens)}
-    ends = tuple(dict.fromkeys(known[name] for name in ("eos", "eot", "eom") if name in known))
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names}
+    known = {name: id for name, id in ids.items() if isinstance(id, int) and id < len(tokens)}
     return Tokenizer(
         backend=backend,
         prefix=(known["bos"],) if "bos" in known and gguf_tokenizer.adds_bos(metadata) else (),
-        special_tokens={names[name]: tokens[id] for name, id in known.items() if name in names},
-        end_token_ids=ends,
+        special_tokens={names[name]: tokens[id] for name, id in known.items()},
         chat_template=metadata.get("tokenizer.chat_template"),
     )
 
@@ -175,19 +169,10 @@ def _from_folder(path: Path) -> Tokenizer:
     if isinstance(config.get("add_bos_token"), bool):
         bos = backend.token_to_id(special.get("bos_token", ""))
         prefix = (bos,) if config["add_bos_token"] and bos is not None else ()
-    ends: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        said = _json(path / name).get("eos_token_id")
-        ids = [] if said is None else said if isinstance(said, list) else [said]
-        if not all(type(id) is int and id >= 0 for id in ids):
-            raise TokenizerError(f"{path / name}: eos_token_id is {said!r:.60}, wanted a token id or a list of token ids")
-        ends += ids
-    end = backend.token_to_id(special.get("eos_token", ""))
     return Tokenizer(
         backend=backend,
         prefix=prefix,
         special_tokens=special,
-        end_token_ids=tuple(dict.fromkeys([*ends, *([] if end is None else [end])])),
         chat_template=_folder_template(path, config),
     )
 

@@ -23,6 +23,7 @@ import zmq
 
 from enginehouse_engine import config as configuration
 from enginehouse_engine.config import EngineConfig, ParallelConfig
+from enginehouse_engine.executor.simulated import END_TOKEN
 from enginehouse_engine.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -38,7 +39,6 @@ from enginehouse_engine.protocol import (
     pack_tokens,
     unpack_tokens,
 )
-from enginehouse_engine.text.tokenizer import BYTE_END_OF_TEXT
 
 SOURCES = Path(__file__).parents[3] / "engine_image"
 DEADLINE_SECONDS = 20.0
@@ -84,13 +84,13 @@ def says(text: str) -> Behaviour:
     """Answers with ``text``, a byte for each token, then the end token; cut at max_tokens."""
 
     def behaviour(submit: Submit) -> Iterator[RequestOutput]:
-        tokens = [*text.encode(), BYTE_END_OF_TEXT]
+        tokens = [*text.encode(), END_TOKEN]
         most = submit.sampling.max_tokens
         scores = _prompt_logprobs(submit)
         if most == 0:
             yield RequestOutput(submit.request_id, (), "length", prompt_logprobs=scores)
         for place, token in enumerate(tokens[:most]):
-            end = token == BYTE_END_OF_TEXT
+            end = token == END_TOKEN
             reason = "stop" if end else "length" if place + 1 == most else None
             yield RequestOutput(
                 submit.request_id,

@@ -10,8 +10,9 @@ from enginehouse_engine.api.choices import Delta
 from enginehouse_engine.api.echo import Echo
 from enginehouse_engine.api.formats import CompletionFormat
 from enginehouse_engine.api.schema import CachedTokens, CompletionResponse, Usage
+from enginehouse_engine.executor.simulated import END_TOKEN
 from enginehouse_engine.protocol import PromptLogprobs, ProtocolError, pack_tokens
-from enginehouse_engine.text.tokenizer import BYTE_END_OF_TEXT, byte_tokenizer
+from enginehouse_engine.text.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
@@ -26,7 +27,7 @@ def logprobs(count: int) -> PromptLogprobs:
         ("ab", [97, 98], [1]),
         ("a", [97], []),
         # A token that is no text takes no room; a part of a character begins where the character does.
-        ("ab", [BYTE_END_OF_TEXT, 97, 98], [0, 1]),
+        ("ab", [END_TOKEN, 97, 98], [0, 1]),
         ("aéb", [97, 0xC3, 0xA9, 98], [1, 1, 2]),
         # More was read than was written.
         ("a", [97, 98, 99], [1, 1]),

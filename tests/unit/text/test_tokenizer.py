@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from enginehouse_engine.executor.simulated import END_TOKEN
 from enginehouse_engine.text import gguf_tokenizer
 from enginehouse_engine.text.byte_alphabet import BYTE_TO_CHARACTER
 from enginehouse_engine.text.gguf_metadata import GgufError, read_metadata
-from enginehouse_engine.text.tokenizer import BYTE_END_OF_TEXT, Tokenizer, TokenizerError, byte_tokenizer, load
+from enginehouse_engine.text.tokenizer import Tokenizer, TokenizerError, byte_tokenizer, load
 
 from .conftest import TEXTS, trained_byte_level, write_byte_level, write_sentencepiece
 
@@ -91,9 +92,8 @@ def test_smollm2_takes_any_text(smollm2_pair: tuple[Tokenizer, Any], text: str) 
     assert b"".join(map(ours.token_bytes, tokens)) == bytes(byte for byte in text.encode() if byte in written)
 
 
-def test_smollm2_ends_with_its_end_token(smollm2: Path) -> None:
+def test_smollm2_names_its_end_token(smollm2: Path) -> None:
     tokenizer = load(str(smollm2))
-    assert tokenizer.end_token_ids == (2,)
     assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
     assert tokenizer.vocab_size == 49152
     assert tokenizer.prefix == ()
@@ -142,8 +142,7 @@ def test_an_unknown_kind_of_vocabulary_is_refused_by_name(metadata: dict[str, An
 def test_the_byte_tokenizer_is_the_bytes(text: str) -> None:
     tokenizer = byte_tokenizer()
     assert tokenizer.encode(text, add_special_tokens=True) == list(text.encode())
-    assert tokenizer.encode("a<|endoftext|>", add_special_tokens=True) == [97, BYTE_END_OF_TEXT]
-    assert tokenizer.end_token_ids == (BYTE_END_OF_TEXT,)
+    assert tokenizer.encode("a<|endoftext|>", add_special_tokens=True) == [97, END_TOKEN]
     assert tokenizer.vocab_size == 257
 
 
@@ -153,13 +152,11 @@ def test_a_hugging_face_folder_gives_its_own_tokens(tmp_path: Path, kinds: dict[
     _, reference = kinds["llama-bpe"]
     reference.chat_template = "{{ messages[0].content }}"
     reference.save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
     ours = load(str(tmp_path))
     again = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         assert ours.encode(text, add_special_tokens=True) == again(text).input_ids
         assert ours.encode(text, add_special_tokens=False) == again(text, add_special_tokens=False).input_ids
-    assert ours.end_token_ids == (1, 5)
     assert ours.chat_template == "{{ messages[0].content }}"
     assert ours.special_tokens["eos_token"] == "<|im_end|>"
 
@@ -188,8 +185,6 @@ def test_a_token_outside_the_byte_alphabet_is_spelled_as_the_library_spells_it(t
         ("tokenizer.json", b"{}"),
         ("tokenizer_config.json", b'{"chat_template": [1]}'),
         ("chat_template.jinja", b"\xff"),
-        ("config.json", b'{"eos_token_id": ["2"]}'),
-        ("generation_config.json", b'{"eos_token_id": -1}'),
     ],
 )
 def test_a_broken_file_of_a_folder_is_said(tmp_path: Path, name: str, content: bytes) -> None:
