@@ -112,11 +112,6 @@ class CoreConnection:
         except QueueError:
             return  # Nobody reads: the launcher knows.
 
-    def close(self) -> None:
-        self._writer.close()
-        if self._reader is not None:
-            self._reader.close()
-
     def _send(self, message: FromWorker, *, correlation: int, deadline_seconds: float) -> None:
         self._writer.send(self._encoder.encode(message), correlation=correlation, deadline_seconds=deadline_seconds)
 

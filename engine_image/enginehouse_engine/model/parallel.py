@@ -1,7 +1,8 @@
 """How the workers of one rank exchange tensors: sums inside a pipeline stage, hidden states from stage to stage.
 
 Invariant: a worker that is alone exchanges nothing and pays nothing. Every wait has a deadline; a worker that died is noticed by
-its neighbours as soon as its sockets close. Everything listens on the loopback address, on ports that the kernel picked.
+its neighbours as soon as its sockets close. Everything listens on the loopback address, or on the pod's own where the rank spans
+several, on ports that the kernel picked.
 The process groups are made directly, not through ``init_process_group``: that binds gloo to whatever the host's name resolves to,
 and keeps them in global state (``docs/adr/0055``).
 Does not know layers or weights (``decoder.py``), nor who starts the workers.
