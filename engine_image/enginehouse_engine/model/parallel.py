@@ -116,7 +116,7 @@ def bind_store(host: str = LOOPBACK) -> tuple[Store, str]:
 
     ``host``: of this pod, where the rank has workers in others.
     """
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.bind((host, 0))
     listener.listen(_LISTEN_BACKLOG)
     port = listener.getsockname()[1]

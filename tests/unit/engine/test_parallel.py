@@ -16,7 +16,7 @@ import torch
 from enginehouse_engine.config import EngineConfig, MembersConfig, ParallelConfig
 from enginehouse_engine.executor.contract import ExecutorFailure
 from enginehouse_engine.executor.model_worker import ModelWorker
-from enginehouse_engine.model.parallel import SOLO, Position, bind_store, join
+from enginehouse_engine.model.parallel import LOOPBACK, SOLO, Position, bind_store, join
 
 CPU = torch.device("cpu")
 
@@ -83,13 +83,14 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         join(address, position=Position.of(1, tensor_size=2, pipeline_size=1), device=CPU, deadline_seconds=0.5)
 
 
-def test_workers_that_meet_listen_on_the_loopback_address_alone() -> None:
-    store, address = bind_store()
+@pytest.mark.parametrize("host", [LOOPBACK, "::1"])
+def test_workers_that_meet_listen_on_one_address_alone(host: str) -> None:
+    store, address = bind_store(host)
     results: dict[int, tuple[list[float], set[str]]] = {}
 
     def meet(index: int) -> None:
         position = Position.of(index, tensor_size=2, pipeline_size=1)
-        parallel = join(store if index == 0 else address, position=position, device=CPU, deadline_seconds=60)
+        parallel = join(store if index == 0 else address, position=position, device=CPU, deadline_seconds=60, host=host)
         results[index] = parallel.all_reduce(torch.ones(2)).tolist(), listening_addresses()
 
     threads = [threading.Thread(target=meet, args=(index,)) for index in range(2)]
@@ -97,7 +98,7 @@ def test_workers_that_meet_listen_on_the_loopback_address_alone() -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert results == {0: ([2.0, 2.0], {"127.0.0.1"}), 1: ([2.0, 2.0], {"127.0.0.1"})}
+    assert results == {0: ([2.0, 2.0], {host}), 1: ([2.0, 2.0], {host})}
 
 
 def listening_addresses() -> set[str]:
