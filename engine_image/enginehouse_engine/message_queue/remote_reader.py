@@ -78,7 +78,10 @@ class RemoteReader(Reader):
         deadline = time.monotonic() + deadline_seconds
         self._dealer.connect(self.address.remote)
         self._dealer.send(first_message(self.address, reader=self._name, generation=generation), zmq.NOBLOCK)
-        frames = self._next_frames(deadline)
+        try:
+            frames = self._next_frames(deadline)
+        except WriterGone as error:
+            raise WriterGone(f"reader {self._name!r} cannot reach {self.address} at {self.address.remote}") from error
         if frames is None:
             raise WriterGone(f"{self.address} did not answer reader {self._name!r} in {deadline_seconds:g} s")
         welcome = welcome_in(frames[0].bytes, address=self.address, reader=self._name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -82,7 +83,7 @@ def test_an_address_whose_writer_is_gone_is_an_error_and_not_a_wait(make_writer)
     writer = make_writer("w1")
     address = writer.address
     writer.close()
-    with pytest.raises(WriterGone):
+    with pytest.raises(WriterGone, match=rf"reader 'w1' cannot reach queue 'steps' of core .* at {re.escape(address.remote)}"):
         open_remote_reader(address, reader="w1", generation=1, deadline_seconds=60)
 
 
