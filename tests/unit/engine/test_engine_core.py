@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from enginehouse_engine.config import ConfigError, EngineConfig, ParallelConfig
 from enginehouse_engine.core.batch import uniforms
 from enginehouse_engine.core.engine_core import EngineCore
+from enginehouse_engine.executor.contract import StepInput
 from enginehouse_engine.executor.factory import create_executor
 from enginehouse_engine.executor.simulated import END_TOKEN, SimulatedExecutor, simulated_answer
 from enginehouse_engine.protocol import RequestOutput, Sampling, Submit, pack_tokens
@@ -199,6 +200,22 @@ def test_the_models_end_token_ends_the_answer_unless_it_is_ignored() -> None:
     assert len(outputs["heeds"]) == end + 1
     assert outputs["heeds"][-1].stop_token == END_TOKEN
     assert len(outputs["ignores"]) == 100
+
+
+def test_no_token_ends_an_answer_before_its_min_tokens() -> None:
+    """Those that would are forbidden; the simulated model does not care, as one that is forbidden everything."""
+    steps: list[StepInput] = []
+    settings = config()
+    engine = EngineCore(settings, SimulatedExecutor(settings, before_step=steps.append))
+    tokens = simulated_answer([1, 2], 5)
+    assert tokens[0] not in tokens[1:]
+    asked = submit("r", [1, 2], 5, ignore_eos=False, stop_token_ids=(tokens[0],), min_tokens=3)
+    assert engine.add(asked, front_end=0) is None
+    rows = run(engine)["r"]
+    assert ([row.tokens for row in rows], rows[-1].finish_reason) == ([(token,) for token in tokens], "length")
+    forbidden = [None if step.sampling is None else step.sampling.bias_tokens.tolist() for step in steps]
+    assert forbidden == [sorted((tokens[0], END_TOKEN))] * 3 + [None] * 2
+    assert all(step.sampling is None or np.isneginf(step.sampling.bias_values).all() for step in steps)
 
 
 def test_seeded_answers_repeat_and_unseeded_ones_differ() -> None:
