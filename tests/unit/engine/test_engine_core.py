@@ -218,6 +218,28 @@ def test_no_token_ends_an_answer_before_its_min_tokens() -> None:
     assert all(step.sampling is None or np.isneginf(step.sampling.bias_values).all() for step in steps)
 
 
+def test_settings_and_history_stand_in_the_row_of_their_own_sequence() -> None:
+    """Rows change places: the longer sequence was first, and is last once both have one token to compute."""
+    steps: list[StepInput] = []
+    settings = config()
+    engine = EngineCore(settings, SimulatedExecutor(settings, before_step=steps.append))
+    penalized = {"presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.5}
+    engine.add(submit("longer", [1, 2, 3], 2, **penalized), front_end=0)
+    engine.add(submit("shorter", [5, 6], 2, logit_bias={9: 2.0, 8: -1.0}, top_k=4, top_p=0.5, min_p=0.125), front_end=0)
+    run(engine)
+    said = simulated_answer([1, 2, 3], 1)
+    sampling = steps[1].sampling
+    assert sampling is not None
+    assert sampling.history_rows.tolist() == [1, 1, 1, 1]
+    assert sampling.history_tokens.tolist() == [1, 2, 3, *said]
+    assert sampling.history_generated.tolist() == [False, False, False, True]
+    assert (sampling.presence_penalty.tolist(), sampling.frequency_penalty.tolist()) == ([0, 0.5], [0, 0.25])
+    assert sampling.repetition_penalty.tolist() == [1, 1.5]
+    biases = zip(sampling.bias_rows.tolist(), sampling.bias_tokens.tolist(), sampling.bias_values.tolist(), strict=True)
+    assert sorted(biases) == [(0, 8, -1.0), (0, 9, 2.0)]
+    assert (sampling.top_k.tolist(), sampling.top_p.tolist(), sampling.min_p.tolist()) == ([4, 0], [0.5, 1], [0.125, 0])
+
+
 def test_seeded_answers_repeat_and_unseeded_ones_differ() -> None:
     engine = core()
     for name, seed in {"a": 7, "b": 7, "c": 8, "d": None, "e": None}.items():
