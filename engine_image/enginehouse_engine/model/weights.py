@@ -15,18 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.model.model_config import ModelConfig, from_folder
+from enginehouse_engine.model_source import ModelNotFound
 
 if TYPE_CHECKING:
     from safetensors import safe_open as SafetensorsFile
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-
-
-class ModelNotFound(ConfigError):
-    """There is no model at the path."""
-
-    failure_class = "ModelNotFound"
 
 
 class WeightSource(Protocol):

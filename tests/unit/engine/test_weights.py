@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from enginehouse_engine.config import ConfigError
 from enginehouse_engine.model.decoder import Decoder
 from enginehouse_engine.model.model_config import from_folder
-from enginehouse_engine.model.weights import ModelNotFound, open_weights
+from enginehouse_engine.model.weights import open_weights
+from enginehouse_engine.model_source import ModelNotFound
 
 from .conftest import save_small_model
 
