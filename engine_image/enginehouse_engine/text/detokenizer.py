@@ -1,7 +1,8 @@
 """Token ids back to text while they arrive, and the search for stop strings in that text.
 
 Invariant: never half a character, and the pieces put together equal the whole decoded at once, however the tokens are cut into
-steps. One instance for each sequence. Does not know why a sequence ends.
+steps; but for a row of SentencePiece's byte tokens that is no text, of which the library gives up every byte, and this the wrong
+ones. One instance for each sequence. Does not know why a sequence ends.
 """
 
 from __future__ import annotations
