@@ -46,7 +46,8 @@ class EngineCore:
         self.fit = _smallest_fit(config, profiles)
         executor.initialize_kv_cache(self.fit.total_blocks)
         self._vocabulary_size = profiles[0].vocabulary_size
-        self._end_token_ids = profiles[0].end_token_ids
+        # A model's settings may name tokens that it does not have, which can be neither chosen nor forbidden.
+        self._end_token_ids = tuple(token for token in profiles[0].end_token_ids if token < self._vocabulary_size)
         self._pool = BlockPool(self.fit.total_blocks)
         self._scheduler = Scheduler(
             self._pool,

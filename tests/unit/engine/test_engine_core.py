@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from enginehouse_engine.config import ConfigError, EngineConfig, ParallelConfig
 from enginehouse_engine.core.batch import uniforms
 from enginehouse_engine.core.engine_core import EngineCore
-from enginehouse_engine.executor.contract import StepInput
+from enginehouse_engine.executor.contract import StepInput, WorkerProfile
 from enginehouse_engine.executor.factory import create_executor
 from enginehouse_engine.executor.simulated import END_TOKEN, SimulatedExecutor, simulated_answer
 from enginehouse_engine.protocol import RequestOutput, Sampling, Submit, pack_tokens
@@ -216,6 +217,22 @@ def test_no_token_ends_an_answer_before_its_min_tokens() -> None:
     forbidden = [None if step.sampling is None else step.sampling.bias_tokens.tolist() for step in steps]
     assert forbidden == [sorted((tokens[0], END_TOKEN))] * 3 + [None] * 2
     assert all(step.sampling is None or np.isneginf(step.sampling.bias_values).all() for step in steps)
+
+
+def test_an_end_token_that_the_model_does_not_have_is_not_forbidden() -> None:
+    """Nobody can choose it, and a sampler finds no place for it: settings of a model are changed by hand."""
+
+    class Foreign(SimulatedExecutor):
+        def determine_available_memory(self) -> list[WorkerProfile]:
+            (profile,) = super().determine_available_memory()
+            return [dataclasses.replace(profile, end_token_ids=(END_TOKEN, profile.vocabulary_size))]
+
+    steps: list[StepInput] = []
+    settings = config()
+    engine = EngineCore(settings, Foreign(settings, before_step=steps.append))
+    engine.add(submit("r", [1, 2], 1, min_tokens=1), front_end=0)
+    run(engine)
+    assert [step.sampling and step.sampling.bias_tokens.tolist() for step in steps] == [[END_TOKEN]]
 
 
 def test_settings_and_history_stand_in_the_row_of_their_own_sequence() -> None:
