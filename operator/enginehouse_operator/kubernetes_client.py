@@ -1,7 +1,7 @@
 """The only module that talks to Kubernetes: read, create, apply, patch and delete the twelve kinds that the operator knows.
 
-Invariant: every request has a deadline; every write names the object by UID where it exists already, so that it never hits a
-namesake; an answer that is no success becomes one of the errors below, decided by the caller and never retried here.
+Invariant: every request has a deadline; a patch and a deletion name the object by UID, a replacement by its version, so that they
+never hit a namesake; an answer that is no success becomes one of the errors below, decided by the caller and never retried here.
 Built on the transport of the official client (authentication, TLS, proxies); paths and JSON are ours, so that nothing is
 discovered at start and objects stay plain dictionaries. Does not watch (``handlers.py``) and does not decide.
 """
@@ -46,7 +46,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """409: it exists already, or is another one than was meant. The next pass sees which."""
+    """409, and 422 of a condition of ours: it exists already, or is not what was meant. The next pass sees which."""
 
 
 class Invalid(ApiError):
@@ -58,7 +58,7 @@ class Forbidden(ApiError):
 
 
 class Unavailable(ApiError):
-    """No answer, 401, 429 or 5xx: later, perhaps."""
+    """No answer, or any other, such as 401, 410, 429 and 5xx: later, perhaps."""
 
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
@@ -167,13 +167,14 @@ class KubernetesClient:
         kind, metadata = BY_KIND[manifest["kind"]], manifest["metadata"]
         return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest, kind.plural)
 
-    async def apply_status(self, kind: Kind, seen: Mapping[str, Any], status: Raw) -> Raw:
-        """Server-side apply of the operator's part of a status. Raises Conflict when the object is another one by now."""
-        metadata = seen["metadata"]
+    async def apply_status(self, kind: Kind, seen: Mapping[str, Any], status: Raw, *, version: str | None = None) -> Raw:
+        """Server-side apply of the operator's part of a status, which looks at no UID. Raises Conflict when the object is another
+        ``version`` by now, if one is given."""
+        metadata = {key: seen["metadata"][key] for key in ("name", "namespace")}
         body = {
             "apiVersion": seen["apiVersion"],
             "kind": seen["kind"],
-            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+            "metadata": metadata | ({} if version is None else {"resourceVersion": version}),
             "status": status,
         }
         return await self._apply(kind.path(metadata["namespace"], metadata["name"], "status"), body, f"{kind.plural}/status")
@@ -183,7 +184,12 @@ class KubernetesClient:
         body = patch | {"metadata": {**patch.get("metadata", {}), "uid": uid}}
         query = {"fieldManager": names.FIELD_MANAGER}
         counted = ("patch", kind.plural)
-        return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE, counted=counted)
+        try:
+            return await self._send("PATCH", kind.path(namespace, name), query, body=body, content_type=_MERGE, counted=counted)
+        except Invalid as error:
+            if "metadata.uid" not in error.message:
+                raise
+            raise Conflict(error.what, status=error.status, reason=error.reason, message=error.message) from error
 
     async def remove_from_status(
         self, kind: Kind, namespace: str, name: str, *, uid: str, path: str, known: Mapping[str, str]

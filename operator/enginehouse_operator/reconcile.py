@@ -149,8 +149,10 @@ class Reconciler:
 
     async def _publish(self, world: World, kind: Kind, seen: dict[str, Any], status: dict[str, Any]) -> bool:
         """Write a status. True: the object is gone, or another one by now; the next pass sees which."""
+        # Somebody may make an engine anew under its name, and what a status says of the past stays. Replicas only a pass makes.
+        version = seen["metadata"]["resourceVersion"] if kind is ENGINES else None
         try:
-            found = await self._client.apply_status(kind, seen, status)
+            found = await self._client.apply_status(kind, seen, status, version=version)
         except (Conflict, NotFound):
             return True
         self._cache.wrote((found["metadata"]["namespace"], world.engine["metadata"]["name"]), found)

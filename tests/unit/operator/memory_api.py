@@ -80,10 +80,14 @@ class MemoryApi:
             return self.put(plural, manifest)
         return self.change(plural, name, manifest)
 
-    async def apply_status(self, kind: Kind, seen: Raw, status: Raw) -> Raw:
+    async def apply_status(self, kind: Kind, seen: Raw, status: Raw, *, version: str | None = None) -> Raw:
         name = seen["metadata"]["name"]
         self._ask("status", kind.plural, name)
-        self._found(kind.plural, name, seen["metadata"]["uid"])
+        found = self.objects.get((kind.plural, name))
+        if found is None:
+            raise NotFound(f"{kind.plural} {name}", status=404)
+        if version not in (None, found["metadata"]["resourceVersion"]):
+            raise Conflict(f"{kind.plural} {name}", status=409)
         return self.change(kind.plural, name, {"status": status})
 
     async def merge(self, kind: Kind, namespace: str, name: str, *, uid: str, patch: Raw) -> Raw:

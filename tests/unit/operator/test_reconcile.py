@@ -53,6 +53,21 @@ async def test_an_object_that_vanishes_during_the_pass_is_no_failure_of_the_api(
     assert result.failed, "come again, later each time"
 
 
+async def test_an_engine_that_is_made_anew_during_the_pass_gets_nothing_of_the_old_ones_status(serving: Stage) -> None:
+    def make_anew(verb: str, kind: str, name: str) -> None:
+        if (verb, kind) == ("status", "inferenceengines"):
+            old = serving.api.objects[kind, name]
+            serving.api.put(kind, {key: old[key] for key in ("apiVersion", "kind", "spec")} | {"metadata": {"name": name}})
+
+    for pod in serving.api.of(PODS):
+        serving.change(PODS, pod["metadata"]["name"], status={"conditions": []})
+    serving.api.before_write = make_anew
+    result = await serving.one_pass()
+    assert serving.api.objects["inferenceengines", "e"]["metadata"]["uid"] != serving.engine["metadata"]["uid"]
+    assert "status" not in serving.api.objects["inferenceengines", "e"]
+    assert result.failed, "come again"
+
+
 async def test_what_an_apply_cannot_change_is_not_tried_again_at_once(serving: Stage) -> None:
     serving.change("services", "e", spec={"type": "NodePort"})
 
