@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from . import api, history, metrics, observe, reasons, spec_rules
 from .act import Actor, engine_owner, replica_owner
-from .cache import Cache, World
+from .cache import TRUSTED, Cache, World
 from .conditions import cut
 from .events import NORMAL, WARNING, Events
 from .failures import seconds_between
@@ -57,7 +57,7 @@ class Reconciler:
             return Again(after_seconds=None)
         engine, now = observe.engine(world.engine), self._clock()
         if engine.is_deleting:
-            return Again(after_seconds=None)
+            return Again(after_seconds=TRUSTED.total_seconds())  # to forget it, should no watch tell that it is gone
         replicas = observe.replicas(engine_uid=engine.uid, replica_objects=world.replicas, pods=world.pods)
         leaving = tuple(step for replica in replicas for step in leave_service(replica))
         outcome = await self._actor.act(leaving, engine=engine, world=world, replicas=replicas)

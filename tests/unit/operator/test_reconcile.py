@@ -68,6 +68,14 @@ async def test_an_engine_that_is_made_anew_during_the_pass_gets_nothing_of_the_o
     assert result.failed, "come again"
 
 
+async def test_an_engine_that_is_being_deleted_is_read_again_since_its_end_may_go_unheard(serving: Stage) -> None:
+    serving.change("inferenceengines", "e", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["somebody/else"]})
+    assert (await serving.one_pass()).after_seconds == 600
+    del serving.api.objects["inferenceengines", "e"]
+    assert (await serving.one_pass()).after_seconds is None
+    assert not serving.cache.knows(("n", "e"))
+
+
 async def test_what_an_apply_cannot_change_is_not_tried_again_at_once(serving: Stage) -> None:
     serving.change("services", "e", spec={"type": "NodePort"})
 
