@@ -45,7 +45,8 @@ class Lease:
     async def acquire(self) -> None:
         """Wait until this process is the leader."""
         told = False
-        while not await self._try():
+        # What took so long to write that it could be lost already is written again.
+        while not await self._try() or time.monotonic() - self._renewed_at >= RENEW_DEADLINE_SECONDS:
             if self._is_other and not told:
                 log.info("another operator holds the lease %s/%s: standing by", self._namespace, names.LEASE)
                 told = True

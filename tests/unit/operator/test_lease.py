@@ -160,3 +160,21 @@ async def test_a_leader_counts_from_before_it_wrote(clock: list[float]) -> None:
     with pytest.raises(LeaseLost):
         await leader.keep()
     assert clock[0] - written[0] < DURATION_SECONDS, "before another one may take over"
+
+
+async def test_nobody_leads_by_a_writing_whose_answer_came_when_another_one_was_about_to_take_over(clock: list[float]) -> None:
+    server = OneLease()
+    first = candidate(server, "a")
+    await first.acquire()
+    await first.release()
+    written: list[float] = []
+
+    def slowly() -> None:
+        if server.holder == "b" and not written:  # stored, and its answer takes long
+            written.append(clock[0])
+            clock[0] += DURATION_SECONDS - 1
+
+    server.meanwhile = slowly
+    before = server.version
+    await candidate(server, "b").acquire()
+    assert server.version == before + 2, "it is written again"
