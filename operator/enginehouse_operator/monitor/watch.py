@@ -114,7 +114,7 @@ class ReplicaWatch:
             if kind == "ERROR":
                 raise (Expired if thing.get("code") == 410 else Unavailable)(f"the watch failed: {line[:500]!r}")
             version = str(thing["metadata"]["resourceVersion"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unavailable(f"the watch said what is no event: {line[:200]!r}") from error
         if kind in ("ADDED", "MODIFIED"):
             self._tell(_checked(thing))
