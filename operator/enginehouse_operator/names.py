@@ -1,7 +1,8 @@
 """Every name the operator gives: API group, labels, annotations, and the deterministic names of the things it makes.
 
 Invariant: a child's name is a function of what it stands for, so that making it twice is refused by the API server
-(409 AlreadyExists) and a recreated engine, with its new UID, never meets its predecessor's things.
+(409 AlreadyExists). In those of replicas and members is a UID, so that a recreated engine never meets its predecessor's. Services
+and the disruption budget have names that people know, and are made when the old ones are gone.
 Does not build objects (``wanted/``).
 """
 

@@ -1,4 +1,4 @@
-"""``python -m enginehouse_operator.monitor``: arguments and environment, then :func:`run`.
+"""``python -m enginehouse_operator.monitor``: arguments and environment, then the :class:`Monitor` until SIGTERM.
 
     --socket S --namespace N --replica R --replica-uid U --member POD [--leads] [--log-format json]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from enginehouse_operator import log_format
 from enginehouse_operator.monitor.connection import Access
-from enginehouse_operator.monitor.run import Settings, run
+from enginehouse_operator.monitor.run import Monitor, Settings
 
 logger = logging.getLogger("enginehouse.monitor")
 
@@ -67,7 +67,8 @@ def main() -> int:
     handler.setFormatter(log_format.formatter(given.log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     sys.excepthook = lambda *raised: logger.critical("the monitor fails", exc_info=raised)
-    return run(given)
+    Monitor(given).run()
+    return 0
 
 
 if __name__ == "__main__":

@@ -56,12 +56,6 @@ class Settings:
     log_format: str = "text"
 
 
-def run(settings: Settings) -> int:
-    """Until SIGTERM; the exit code."""
-    Monitor(settings).run()
-    return 0
-
-
 class Monitor:
     """One pod's; :meth:`run` is called once."""
 
