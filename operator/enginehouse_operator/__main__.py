@@ -18,10 +18,14 @@ from .kubernetes_client import KubernetesClient, NoCluster, configure
 from .lease import LeaseLost
 from .run import run
 
+LEVELS = 12_000
+"""That JSON may be nested: the API server takes 10,000, also in a spec.template, and what nobody can read ends the watch of all."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     flags = operator_flags.parse(arguments)
+    sys.setrecursionlimit(LEVELS)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_format.formatter(flags.log_format))
     logging.basicConfig(level=flags.log_level.upper(), handlers=[handler])

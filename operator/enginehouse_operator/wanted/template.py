@@ -8,7 +8,7 @@ Table for users: ``docs/reference/template.md``. What a merged key holds is chec
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from enginehouse_operator import names, reasons
@@ -73,11 +73,15 @@ OWNED_FLAGS: Final = frozenset(
         "--engine-name", "--ray-strategy", "--ray-token-file",
     }
 )  # fmt: skip
+MOST_LEVELS: Final = 64
+"""Of nesting: four times what a pod has. Whoever writes a manifest goes down all of them, one call inside the other."""
 _WHERE: Final = "spec.template"
 
 
 def merge(pod: Mapping[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
     """The pod with the overlay. Raises InvalidSpec (TemplateInvalid) for what is refused or of the wrong kind."""
+    if _is_deeper(template, MOST_LEVELS):
+        raise _refused(_WHERE, f"it is nested deeper than {MOST_LEVELS} levels, which no pod is")
     merged = copy.deepcopy(dict(pod))
     overlay = _mapping(template, _WHERE)
     for key in overlay:
@@ -131,6 +135,17 @@ def _no_clash(ours: list[dict[str, Any]], theirs: Any, key: str, where: str) -> 
         found = _mapping(entry, where).get(key)
         if isinstance(found, str) and found.rstrip("/") in taken:
             raise _refused(where, f"{key} {found!r} is used by the operator: choose another")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [inner for outer in layer if isinstance(outer, (Mapping, list)) for inner in _inside(outer)]
+    return any(isinstance(left, (Mapping, list)) for left in layer)
+
+
+def _inside(outer: Mapping[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, Mapping) else outer
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes import client as kubernetes_client
 from kubernetes.client.exceptions import ApiException
-from stage import Stage
+from stage import GROUP, VERSION, Stage
 
 from kubectl_plugin import Plugin
+from localkube import cluster
 
 pytestmark = pytest.mark.api
 
@@ -39,6 +41,26 @@ def test_a_spec_that_cannot_work_stalls_and_makes_nothing(stage: Stage, spec: di
     assert stage.condition("Ready") is not None
     assert stage.replicas() == []
     assert stage.pods() == []
+
+
+def test_an_engine_that_is_nested_deeper_than_python_cares_to_read_holds_no_other_one_up(
+    stage: Stage, api_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    levels = 1200
+    template = '{"spec": {"affinity": ' + '{"a": ' * levels + "{}" + "}" * levels + "}}"
+    head = f'"apiVersion": "{GROUP}/{VERSION}", "kind": "InferenceEngine", "metadata": {{"name": "deep"}}'
+    manifest = tmp_path / "deep.json"
+    manifest.write_text(f'{{{head}, "spec": {{"executor": "Simulated", "template": {template}}}}}')
+    where = f"/apis/{GROUP}/{VERSION}/namespaces/{stage.namespace}/inferenceengines"
+    api_cluster.kubectl("create", f"--raw={where}", f"--filename={manifest}")
+    stage.operator()
+    stage.apply("other")
+    stage.until_condition("Ready", "True", name="other")
+    said = "jsonpath={.status.conditions[?(@.type=='Stalled')].message}"
+    stage.until(
+        lambda: "nested deeper" in api_cluster.kubectl("get", "ie", "deep", f"--namespace={stage.namespace}", f"--output={said}"),
+        saying="and it is refused in words",
+    )
 
 
 @pytest.mark.parametrize("template", [TEMPLATE_REFUSED, TEMPLATE_BROKEN], ids=["refused", "broken"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -314,6 +315,16 @@ def test_a_key_that_the_operator_owns_is_refused_with_its_reason(path: str) -> N
 def test_an_overlay_that_breaks_the_pod_is_refused(template: dict[str, Any]) -> None:
     with pytest.raises(api.InvalidSpec) as refused:
         rendered(engine_copy(template=template))
+    assert refused.value.reason == reasons.TEMPLATE_INVALID
+
+
+@pytest.mark.parametrize("kind", [lambda inner: {"a": inner}, lambda inner: [inner]], ids=["objects", "lists"])
+def test_an_overlay_that_is_nested_deeper_than_any_pod_is_refused(kind: Callable[[Any], Any]) -> None:
+    affinity: Any = {}
+    for _ in range(2000):
+        affinity = kind(affinity)
+    with pytest.raises(api.InvalidSpec, match="nested deeper") as refused:
+        merge(rendered(engine_copy()), {"spec": {"affinity": affinity}})
     assert refused.value.reason == reasons.TEMPLATE_INVALID
 
 
