@@ -84,7 +84,7 @@ class ReplicaWatch:
         try:
             found = json.loads(text)
             version, items = str(found["metadata"]["resourceVersion"]), list(found["items"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unavailable(f"GET {self._path}: the answer is no list: {text[:200]!r}") from error
         self._tell(_checked(items[0]) if items else None)
         self._version = version
@@ -114,7 +114,7 @@ class ReplicaWatch:
             if kind == "ERROR":
                 raise (Expired if thing.get("code") == 410 else Unavailable)(f"the watch failed: {line[:500]!r}")
             version = str(thing["metadata"]["resourceVersion"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Unavailable(f"the watch said what is no event: {line[:200]!r}") from error
         if kind in ("ADDED", "MODIFIED"):
             self._tell(_checked(thing))

@@ -153,7 +153,8 @@ def test_a_watch_that_fails_changes_nothing_and_comes_back(api: Any, monitor: An
 @pytest.mark.parametrize(
     "how",
     ["end", "cut", "expire", "no json\n", '{"type": "MODIFIED"']
-    + ['{"type": "ERROR", "object": {"code": 500}}\n', '{"type": "ERROR", "object": "why"}\n'],
+    + ['{"type": "ERROR", "object": {"code": 500}}\n', '{"type": "ERROR", "object": "why"}\n', "[" * 2000 + "]" * 2000 + "\n"],
+    ids=lambda how: how[:40],
 )
 def test_whatever_ends_a_watch_what_happened_meanwhile_is_seen(api: Any, monitor: Any, how: str) -> None:
     launcher = serving(api, monitor().launcher())
