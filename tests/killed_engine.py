@@ -99,6 +99,12 @@ class KilledEngine:
     def settled(self) -> bool:
         return self.is_true("Ready") and not self.is_true("Progressing")
 
+    def has_succeeded(self, *, pods: int) -> bool:
+        """A second replica serves with all of its pods, and none of the first is left. Ready alone may still tell of the first."""
+        present, ended = self.pods(), self.ended_replicas()
+        goes_on = [pod["metadata"]["labels"]["enginehouse.dev/replica"] not in ended and is_true(pod, "Ready") for pod in present]
+        return (len(self.replicas()), len(ended), len(present)) == (2, 1, pods) and all(goes_on) and self.settled()
+
     def pods(self) -> list[Object]:
         """Leader first."""
         return sorted(self.history.now("pod", self.name), key=_role)

@@ -75,7 +75,7 @@ def a_core_and_its_api_server_die_at_once_and_both_come_back_in_their_pod(engine
 def two_members_lose_a_process_each_and_one_replica_ends_for_it(engine: KilledEngine) -> None:
     serving(engine, **TWO_MEMBERS)
     kill(engine.the("engine-core"), engine.the("worker"))
-    engine.until("a successor alone", lambda: len(engine.replicas()) == 2 and len(engine.pods()) == 2 and engine.settled())
+    engine.until("a successor alone", lambda: engine.has_succeeded(pods=2))
     (end,) = engine.ended_replicas().values()
     assert end["failure"]["role"] in ("engine-core", "worker")
     assert end["failure"]["signal"] == signal.SIGKILL
@@ -111,7 +111,7 @@ def a_monitor_and_a_core_die_together_and_the_next_monitor_tells_of_it(engine: K
 def a_launcher_dies_and_all_of_its_pod_with_it(engine: KilledEngine) -> None:
     serving(engine)
     kill(engine.the("launcher"))
-    engine.until("a successor alone", lambda: len(engine.replicas()) == 2 and len(engine.pods()) == 1 and engine.settled())
+    engine.until("a successor alone", lambda: engine.has_succeeded(pods=1))
     (end,) = engine.ended_replicas().values()
     assert (end["failure"]["role"], end["failure"]["signal"]) == ("launcher", signal.SIGKILL)
     assert engine.engine["status"]["restarts"] == 1
@@ -199,7 +199,7 @@ def test_a_death_without_an_operator_is_in_the_row_and_is_answered_once_when_it_
         both = [("engine-core", 0, 1, 9), ("engine-core", 0, 2, 9)]
         engine.until("the end is in the row", lambda: (row_of(engine)["state"], deaths(engine)) == ("Failed", both))
         assert engine.ended_replicas() == {}
-    engine.until("a successor alone", lambda: len(engine.replicas()) == 2 and len(engine.pods()) == 1 and engine.settled())
+    engine.until("a successor alone", lambda: engine.has_succeeded(pods=1))
     (end,) = engine.ended_replicas().values()
     assert (end["failure"]["incarnation"], end["failure"]["signal"]) == (2, signal.SIGKILL)
     assert engine.engine["status"]["restarts"] == 2

@@ -271,11 +271,10 @@ def test_a_node_that_is_gone_without_a_word_ends_its_replica_once_and_is_named(s
     bring_rank_1_back(engine, incarnation=4)
     engine.take_from_the_network(engine.pods()[1])
 
-    def succeeded() -> bool:
-        return len(engine.replicas()) == 2 and len(engine.pods()) == 2 and engine.settled()
-
     # It costs nothing of the budget, which is spent.
-    engine.until("a successor serves, and its predecessor's pods are gone", succeeded, seconds=READY_SECONDS)
+    engine.until(
+        "a successor serves, and its predecessor's pods are gone", lambda: engine.has_succeeded(pods=2), seconds=READY_SECONDS
+    )
     assert_told(engine, **{"class": "Lost"}, role="worker", rank=1, incarnation=4)
     assert len(engine.ended_replicas()) == 1
     assert answers(engine) == [question.answer for question in right]
@@ -288,10 +287,9 @@ def test_a_worker_pod_that_is_deleted_ends_its_replica_once_and_a_raylet_that_is
     first = engine.pods()
     engine.delete_pod(first[1])
 
-    def succeeded() -> bool:
-        return len(engine.replicas()) == 2 and len(engine.pods()) == 2 and engine.settled()
-
-    engine.until("a successor serves, and its predecessor's pods are gone", succeeded, seconds=READY_SECONDS)
+    engine.until(
+        "a successor serves, and its predecessor's pods are gone", lambda: engine.has_succeeded(pods=2), seconds=READY_SECONDS
+    )
     assert len(engine.ended_replicas()) == 1
     assert answers(engine) == [question.answer for question in right]
     engine.kill("Ray's raylet in member 1")

@@ -89,7 +89,9 @@ class ScriptedKubelet:
         if pod["spec"].get("nodeName") in self.lost_nodes:
             return
         if "deletionTimestamp" in pod["metadata"]:
-            self._say_that_it_drains(pod)
+            # One that is deleted by force is to be seen so for a moment, and is killed without a word.
+            if pod["metadata"].get("deletionGracePeriodSeconds"):
+                self._say_that_it_drains(pod)
             if not self.lingers(pod):
                 self._core.delete_namespaced_pod(name, self._namespace, grace_period_seconds=0, _request_timeout=10)
             return
