@@ -99,9 +99,9 @@ class EngineState:
         shown = {"placement": publications.placement(self.placement)} if ray_unit.is_leader(self.ray) else {}
         return message | shown
 
-    def max_context_length(self) -> int:
-        """What every API server accepts (tokens). Only while serving."""
-        return readiness.max_context_length(self.units)
+    def max_context_length(self) -> int | None:
+        """What every API server accepts (tokens), also when the last one that said so is dead by now. None before the first."""
+        return self._lowest
 
     @property
     def _ends_badly(self) -> bool:

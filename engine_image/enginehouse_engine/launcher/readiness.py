@@ -32,11 +32,6 @@ def missing(units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in waited_for if not is_ready(unit, units)]
 
 
-def max_context_length(units: Iterable[Unit]) -> int:
-    """What every API server accepts (tokens). One of them must be ready."""
-    return min(answer.max_context_length for unit in units if unit.is_api_server and (answer := _answer(unit)) is not None)
-
-
 def awaited(waiting: Iterable[Unit], units: Iterable[Unit]) -> list[str]:
     """The processes of those that are not ready, how far each has come; for a core that has said hello, who has not met it."""
     servers = [unit for unit in units if unit.is_api_server]

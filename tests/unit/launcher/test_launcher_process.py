@@ -89,6 +89,23 @@ def test_a_death_that_is_not_made_good_ends_the_engine_and_is_never_zero(launche
     assert f"launcher: the engine ends: {cause}: {name}" in one.text()
 
 
+def test_an_api_server_that_dies_in_the_moment_in_which_all_are_ready_comes_back(launched: Any) -> None:
+    """The launcher hears of both in one turn, as when it was held up: ready is what the engine was, whoever lives now."""
+    one = launched({**SERVES, "api-server 0": "bound,wait,ready=0,exit=3", "api-server 0 again": "bound,ready=0"})
+    server = one.pid("API server 0")
+    one.until(f"pid {server} does wait")
+    one.until("was given")
+    with watched(server) as gone:
+        one.process.send_signal(signal.SIGSTOP)
+        os.kill(server, signal.SIGUSR1)
+        assert gone()
+        one.process.send_signal(signal.SIGCONT)
+    assert one.output().endswith("context length 128\n")
+    one.until(f"pid {one.pid('API server 0', incarnation=2)} does ready=0")
+    one.process.terminate()
+    assert one.wait() == 0
+
+
 @pytest.mark.parametrize("phase", ["unregistered", "stage=import,unregistered", "bound,deaf"])
 def test_a_death_while_starting_takes_the_others_with_it(launched: Any, phase: str) -> None:
     one = launched({"api-server 0": phase.replace(",unregistered", ",deaf"), "engine-core 0": "wait,exit=5"})
