@@ -83,6 +83,9 @@ class MemberLifecycle(Lifecycle):
             if unit is not None and unit.incarnation == order.incarnation:
                 self._orders[order.rank] = order
                 actions += self._obey(order, unit)
+        if self.phase is Phase.SERVING:
+            # Of a rank that left, or that is back, nobody dies any more.
+            self._fallen = [fallen for fallen in self._fallen if any(fallen is unit for unit in self.units)]
         if self.phase is Phase.STARTING and any(unit.lives for unit in self.units):
             self.phase = Phase.SERVING
         return self._tell() + actions + self._check_ended()
@@ -100,6 +103,7 @@ class MemberLifecycle(Lifecycle):
     def asked_to_stop(self) -> list[Action]:
         """The leader hears of it, and drains; only a second time is anything cut. Where all have left nothing is waited for."""
         if self.phase is Phase.SERVING and not any(unit.lives or unit.alive() for unit in self.units):
+            self._forget_deaths()
             return self._stop(seconds=0.0)
         self._leaving = True
         return super().asked_to_stop()

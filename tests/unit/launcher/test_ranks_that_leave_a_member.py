@@ -15,6 +15,7 @@ from enginehouse_engine.launcher.messages import Death
 from enginehouse_engine.launcher.phase import STOP_SECONDS, Phase
 from enginehouse_engine.launcher.process import Process
 from enginehouse_engine.launcher.rank_set import RankSet
+from enginehouse_engine.launcher.termination import Exit
 from enginehouse_engine.launcher.unit import UnitState
 from enginehouse_engine.launcher.units import engine_units, member_units
 
@@ -87,6 +88,38 @@ def test_a_member_without_ranks_waits_for_its_pods_end_and_then_does_not_wait_fo
     life.asked_to_stop()
     assert (life.phase, life.cause) == (Phase.ENDED, None)
     assert not life.report().leaving
+
+
+def test_a_member_that_lost_a_rank_and_whose_last_one_left_ends_without_a_failure(life: MemberLifecycle) -> None:
+    dies, leaves = workers(life)
+    life.pipe_closed(dies, bye=False)
+    assert [death["planned"] for death in reported(life.exited(dies, exit=KILLED, out_of_memory=False))] == [False]
+    life.ordered(orders(RankOrder(2, "Dead", end="kill"), RankOrder(3, "Draining", end="stop")))
+    life.pipe_closed(leaves, bye=True)
+    life.exited(leaves, exit=CLEAN, out_of_memory=False)
+    assert life.phase is Phase.SERVING
+    life.asked_to_stop()
+    assert (life.phase, life.cause) == (Phase.ENDED, None), "it served on without that rank, whose death is told"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_rank_that_died_left_and_is_back_is_not_to_blame_for_a_later_end(life: MemberLifecycle, at_once: bool) -> None:
+    first, other = workers(life)
+    life.pipe_closed(first, bye=False)
+    life.exited(first, exit=KILLED, out_of_memory=False)
+    assert life.cause is not None
+    if not at_once:
+        life.ordered(orders(RankOrder(3, "Serving")))
+    (again,) = started(life.ordered(orders(RankOrder(2, "Starting", incarnation=2), RankOrder(3, "Serving"))))
+    life.started(again, pid=300)
+    life.registered(again)
+    life.ordered(orders(RankOrder(2, "Serving", incarnation=2), RankOrder(3, "Serving")))
+    for process in (other, again):
+        life.pipe_closed(process, bye=False)
+        life.exited(process, exit=Exit(signal=11), out_of_memory=False)
+    assert life.phase is Phase.ENDED
+    assert life.cause is not None
+    assert life.cause.process == other, "the first of those that it could not do without"
 
 
 def reported_by(member: MemberLifecycle) -> list[tuple[int, int]]:
