@@ -6,6 +6,7 @@ Invariant: exit code 0 only without a cause. Does not decide what is a death: ``
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import msgspec
 
 from enginehouse_engine.launcher.messages import Death, Failed
 from enginehouse_engine.launcher.process import Process
+
+logger = logging.getLogger("enginehouse.launcher")
 
 SIGNAL: Final = "Signal"
 OUT_OF_MEMORY: Final = "OutOfMemory"
@@ -156,10 +159,12 @@ def shortened(fields: dict[str, Any], *, limit_bytes: int) -> dict[str, Any]:
 
 
 def write_termination_log(cause: Cause, path: Path = _TERMINATION_LOG) -> None:
-    """Tell the kubelet. Outside a pod the file does not exist, and it is not made."""
+    """Tell the kubelet. Outside a pod the file does not exist, and it is not made. Without it the exit code and the log tell."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "wb") as log:
+            log.write(termination_message(cause))
     except (FileNotFoundError, PermissionError):
         return
-    with os.fdopen(descriptor, "wb") as log:
-        log.write(termination_message(cause))
+    except OSError as error:
+        logger.warning("the kubelet is not told why the engine ends: %s cannot be written: %s", path, error)

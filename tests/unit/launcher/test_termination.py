@@ -86,3 +86,9 @@ def test_the_log_is_written_only_where_the_kubelet_made_it(tmp_path: Path) -> No
     present.write_text("something longer than the message that was there before" * 9)
     write_termination_log(cause, present)
     assert json.loads(present.read_text())["class"] == "StartupTimeout"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel's full disk")
+def test_a_disk_that_is_full_is_said_and_changes_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    write_termination_log(Cause("StartupTimeout", "late"), Path("/dev/full"))
+    assert "No space left on device" in caplog.text
