@@ -232,7 +232,7 @@ def _kill_group(leader: int) -> None:
 
 def _command(pid: int) -> str:
     """Of an unreaped child."""
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
 
 
 def _children_of_this_process() -> list[int]:
