@@ -29,6 +29,8 @@ from enginehouse_operator.monitor import link
 
 DEATH = Death("Signal", "killed", rank=0, incarnation=1, pid=7, signal=9)
 WORKERS: MessageCodec[FromWorker] = MessageCodec(FromWorker)
+FIT = {"rank": 0, "incarnation": 1, "maxContextLength": 1, "kvBlocks": 1}
+WORKER = {"rank": 0, "index": 0, "pid": 7, "registered": True, "stage": "load"}
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,43 @@ def test_peers_are_those_of_the_rank_or_refused(records: Any) -> None:
     with contextlib.suppress(PeersRefused):
         for peer in peers_of(message, replica_uid="uid", rank=0, incarnation=1):
             peer.queue()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("launcher, of a process", {"type": "failed", "class": "x" * 129, "message": "m"}),
+        ("launcher, of a process", {"type": "ready", "ranks": [{**FIT, "maxContextLength": 2**31}], "maxContextLength": 1}),
+        ("launcher, of a process", {"type": "ready", "ranks": [{**FIT, "kvBlocks": -1}], "maxContextLength": 1}),
+        ("launcher, of the monitor", {"type": "abort", "ranks": [0], "cause": {"class": "Signal", "message": "m", "signal": 128}}),
+        ("leader, of a member", {"type": "report", "leaving": False, "workers": [{**WORKER, "pid": 2**70}]}),
+        (
+            "leader, of a member",
+            {
+                "type": "report",
+                "leaving": False,
+                "workers": [{**WORKER, "exit": {"class": "Signal", "message": "m", "signal": 128}}],
+            },
+        ),
+    ],
+)
+def test_what_a_row_or_an_exit_code_has_no_room_for_is_refused(name: str, said: dict[str, Any]) -> None:
+    """Else the API would refuse the row, and whatever happens later with it; and 128 + 128 is no failure to who started us."""
+    listener = LISTENERS[name]
+    with pytest.raises(listener.refuses):
+        listener.decode(json.dumps(said).encode())
+
+
+@pytest.mark.parametrize("name", ["launcher, of a process", "leader, of a member"])
+def test_a_record_that_may_be_too_deep_to_be_said_on_is_refused(name: str) -> None:
+    """Just below what the decoder takes, a launcher that told others of it would end by that."""
+    listener = LISTENERS[name]
+    for levels, is_refused in ((8, False), (100, True), (985, True)):
+        record = '{"a":' * levels + "0" + "}" * levels
+        worker = f'{json.dumps(WORKER)[:-1]}, "record": {record}}}'
+        said = {
+            "launcher, of a process": f'{{"type": "published", "record": {record}}}',
+            "leader, of a member": f'{{"type": "report", "leaving": false, "workers": [{worker}]}}',
+        }
+        with pytest.raises(listener.refuses) if is_refused else contextlib.nullcontext():
+            listener.decode(said[name].encode())

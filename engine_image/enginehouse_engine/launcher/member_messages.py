@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from enginehouse_engine.launcher.messages import Death, Failed, decoder_of
+from enginehouse_engine.launcher.messages import Count, Death, Failed, decoder_of, refuse_depth
 from enginehouse_engine.options import Options
 
 VERSION: Final = 1
@@ -42,12 +42,12 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 class WorkerState(msgspec.Struct, frozen=True, rename="camel"):
     """What a member knows of one of its workers, from its start on."""
 
-    rank: int
-    index: int
-    pid: int
+    rank: Count
+    index: Count
+    pid: Count
     registered: bool
     stage: str
-    incarnation: int = 1
+    incarnation: Count = 1
     record: dict[str, Any] | None = None
     failed: Failed | None = None
     stopped: bool = False
@@ -55,6 +55,9 @@ class WorkerState(msgspec.Struct, frozen=True, rename="camel"):
     died: bool = False
     """It was the first of its rank's part to die."""
     exit: Death | None = None
+
+    def __post_init__(self) -> None:
+        refuse_depth(self.record)
 
 
 class Report(msgspec.Struct, frozen=True, tag="report", rename="camel"):

@@ -6,7 +6,7 @@ are plain dictionaries, made where it is decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import UnionType
 from typing import Annotated, Any, Final, get_args
 
@@ -19,14 +19,33 @@ VERSION: Final = 1
 
 MOST_RANKS: Final = 1024
 """More than a replica of the API can have."""
+_MOST_LEVELS: Final = 16
+"""Of a record: ours have two."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Kind = Annotated[str, msgspec.Meta(max_length=128)]
+"""As in the schema of the row: one that the API refuses would never be told."""
 
 
 class MessageError(Exception):
     """A message that is not what the protocol allows: says what was found."""
 
 
+def refuse_depth(record: Any) -> None:
+    """Raises ValueError, which the decoder turns into its own. What it takes may be too deep for those who say it on."""
+    level, values = 0, [record]
+    while values := [inner for value in values for inner in _inside(value)]:
+        level += 1
+        if level > _MOST_LEVELS:
+            raise ValueError(f"a record is nested more than {_MOST_LEVELS} levels deep")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 class Register(msgspec.Struct, frozen=True, tag="register", rename="camel"):
-    """The first message of a process; its two descriptors come with it."""
+    """The first message of a process; its descriptors come with it."""
 
     version: int
     role: str
@@ -53,14 +72,17 @@ class Published(msgspec.Struct, frozen=True, tag="published"):
 
     record: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        refuse_depth(self.record)
+
 
 class Fit(msgspec.Struct, frozen=True, rename="camel"):
     """What one rank can take: tokens, and blocks of its KV cache."""
 
-    rank: int
-    incarnation: int
-    max_context_length: int
-    kv_blocks: int
+    rank: Count
+    incarnation: Count
+    max_context_length: Count
+    kv_blocks: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", rename="camel"):
@@ -74,7 +96,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", rename="camel"):
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Why the process is about to exit."""
 
-    cause: str = msgspec.field(name="class")
+    cause: Kind = msgspec.field(name="class")
     message: str
 
 
@@ -109,14 +131,15 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 class Death(msgspec.Struct, frozen=True, rename="camel"):
     """A cause as it travels; its fields are those of the termination message."""
 
-    kind: str = msgspec.field(name="class")
+    kind: Kind = msgspec.field(name="class")
     message: str
-    role: str = "launcher"
-    rank: int | None = None
-    incarnation: int | None = None
-    pid: int | None = None
-    exit_code: int | None = None
-    signal: int | None = None
+    role: Annotated[str, msgspec.Meta(max_length=64)] = "launcher"
+    rank: Count | None = None
+    incarnation: Count | None = None
+    pid: Count | None = None
+    exit_code: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    signal: Annotated[int, msgspec.Meta(ge=1, le=127)] | None = None
+    """More would wrap the exit code that is made of it round, to 0 at worst."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
