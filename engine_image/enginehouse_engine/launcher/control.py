@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import select
 import socket
+import stat
 import struct
 import termios
 from dataclasses import dataclass
@@ -202,6 +204,8 @@ def _identity(datagram: datagrams.Datagram, connection: socket.socket) -> tuple[
         raise messages.MessageError(
             f"'register' comes with a pipe's read end, a pidfd and perhaps a lock, found {len(datagram.descriptors)} descriptors"
         )
+    if not stat.S_ISFIFO(os.fstat(datagram.descriptors[0]).st_mode):
+        raise messages.MessageError("the first descriptor of 'register' must be the read end of a pipe")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, _, _ = struct.unpack("3i", credentials)
     process = Process(role=message.role, rank=message.rank, index=message.index, incarnation=message.incarnation)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 
 DEADLINE_SECONDS = 30.0
 CORE = Process(role=ENGINE_CORE, rank=0, index=0, incarnation=1)
+HELLO = b'{"type":"register","version":1,"role":"engine-core","rank":0,"index":0,"incarnation":1,"pid":1}'
 SCRIPT = """
 import subprocess, sys
 from enginehouse_engine.registration import register
@@ -100,3 +103,24 @@ def test_a_process_that_is_given_an_output_writes_there_from_its_registration_on
     assert text.splitlines() == [b"to output", b"to error"]
     server.forget(CORE)
     os.close(read_end)
+
+
+def test_a_registration_that_brings_no_pipe_is_refused_in_words(tmp_path: Path) -> None:
+    """Nobody could wait for its end: epoll takes no file, and a pidfd, handed over in its place, never hangs up."""
+    loop, heard = EventLoop(), Heard()
+    ControlServer(loop, tmp_path / "socket", heard)
+    pidfd = os.pidfd_open(os.getpid())
+    with Path(os.devnull).open() as file:
+        for no_pipe in (file.fileno(), pidfd):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as process:
+                process.connect(str(tmp_path / "socket"))
+                process.settimeout(DEADLINE_SECONDS)
+                socket.send_fds(process, [HELLO], [no_pipe, pidfd])
+                for _ in ("accepted", "heard"):
+                    for callback in loop.wait(DEADLINE_SECONDS):
+                        callback()
+                answer = json.loads(process.recv(1000))
+                assert answer["type"] == "refused"
+                assert "must be the read end of a pipe" in answer["message"]
+    os.close(pidfd)
+    assert not heard.descriptors
