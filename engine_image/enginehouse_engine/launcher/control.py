@@ -27,6 +27,8 @@ logger = logging.getLogger("enginehouse.launcher")
 
 _LOST_SECONDS: Final = 0.5
 """For a thread that waits for a lost lock to say so."""
+_MOST_MESSAGES: Final = 64
+"""Of one process in one turn."""
 
 
 class ControlListener(Protocol):
@@ -147,7 +149,7 @@ class ControlServer:
         datagrams.close_all(lock)
         self._links[process] = link
         self._loop.forget(connection.fileno())
-        self._loop.watch(connection.fileno(), lambda: self._read(process, link))
+        self._loop.watch(connection.fileno(), lambda: self._hear(process, link))
         for descriptor in link.hang_ups:
             self._loop.watch(descriptor, lambda: self._hung_up(process, link), events=0)
         self._listener.registered(process, pid=pid, descriptors=link.descriptors)
@@ -159,22 +161,36 @@ class ControlServer:
         finally:
             datagrams.close_all(handed)
 
-    def _read(self, process: Process, link: _Link) -> None:
-        while link.connected:
-            try:
-                datagram = datagrams.receive(link.connection)
-                if datagram is None:
-                    return
-                datagrams.close_all(datagram.descriptors)
-                message = messages.decode_from_process(datagram.data)
-            except datagrams.Closed:
-                self._disconnect(link)
+    def _hear(self, process: Process, link: _Link) -> None:
+        """Not all that it says, if it says much: others wait for their turn, and the next one goes on."""
+        for _ in range(_MOST_MESSAGES):
+            if not self._take(process, link):
                 return
-            except messages.MessageError as error:
-                logger.error("ignored a message of %s: %s", process, error)
-                continue
-            if message is not None:
-                self._listener.said(process, message)
+
+    def _read(self, process: Process, link: _Link) -> None:
+        """Of one that is dying: all that it has said."""
+        while self._take(process, link):
+            pass
+
+    def _take(self, process: Process, link: _Link) -> bool:
+        """One message; whether there may be more."""
+        if not link.connected:
+            return False
+        try:
+            datagram = datagrams.receive(link.connection)
+            if datagram is None:
+                return False
+            datagrams.close_all(datagram.descriptors)
+            message = messages.decode_from_process(datagram.data)
+        except datagrams.Closed:
+            self._disconnect(link)
+            return False
+        except messages.MessageError as error:
+            logger.error("ignored a message of %s: %s", process, error)
+            return True
+        if message is not None:
+            self._listener.said(process, message)
+        return True
 
     def _hung_up(self, process: Process, link: _Link) -> None:
         self._unwatch(link)

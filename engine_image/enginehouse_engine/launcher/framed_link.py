@@ -24,6 +24,8 @@ SILENCE_SECONDS: Final = 15
 _PROBE_SECONDS: Final = 5
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_BYTES: Final = 64 * 1024
+_MOST_PIECES: Final = MOST_BYTES // _PIECE_BYTES
+"""In one turn, which others wait for; the next one goes on."""
 _SILENCE: Final = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -94,7 +96,9 @@ class FramedLink:
             self._flush()
 
     def _read(self) -> None:
-        while self.is_open:
+        for _ in range(_MOST_PIECES):
+            if not self.is_open:
+                return
             try:
                 piece = self._connection.recv(_PIECE_BYTES)
             except BlockingIOError:

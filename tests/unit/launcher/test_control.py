@@ -124,3 +124,27 @@ def test_a_registration_that_brings_no_pipe_is_refused_in_words(tmp_path: Path) 
                 assert "must be the read end of a pipe" in answer["message"]
     os.close(pidfd)
     assert not heard.descriptors
+
+
+def test_a_process_that_talks_without_end_leaves_the_others_their_turn(tmp_path: Path) -> None:
+    class Prompter(Heard):
+        def said(self, process: Process, message: messages.FromProcess) -> None:
+            super().said(process, message)
+            assert len(self.words) < 10_000, "the turn never ends"
+            talker.send(b'{"type": "drained"}')
+
+    loop, heard = EventLoop(), Prompter()
+    server = ControlServer(loop, tmp_path / "socket", heard)
+    read_end, write_end = os.pipe()
+    pidfd = os.pidfd_open(os.getpid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as talker:
+        talker.connect(str(tmp_path / "socket"))
+        socket.send_fds(talker, [HELLO], [read_end, pidfd])
+        talker.send(b'{"type": "drained"}')
+        for _ in ("accepted", "registered", "heard", "heard again"):
+            for callback in loop.wait(DEADLINE_SECONDS):
+                callback()
+    assert len(heard.words) > 1
+    server.forget(CORE)
+    for descriptor in (read_end, write_end, pidfd):
+        os.close(descriptor)

@@ -61,3 +61,21 @@ def test_a_link_that_breaks_says_why_and_whether_the_other_side_was_silent(
     assert reasons == [f"[Errno {error}] {os.strerror(error)}" if error else "it closed the connection"]
     assert link.was_silent is silent
     assert not link.is_open
+
+
+def test_one_that_talks_without_end_leaves_the_others_their_turn(ends: tuple[Broken, socket.socket]) -> None:
+    own, other = ends
+    loop, heard = EventLoop(), list[bytes]()
+
+    def answer(message: bytes) -> None:
+        heard.append(message)
+        assert len(heard) < 10_000, "the turn never ends"
+        other.sendall(b"\0\0\0\2{}")
+
+    FramedLink(own, loop, heard=answer, lost=lambda reason: None)
+    other.sendall(b"\0\0\0\2{}")
+    for turn in (1, 2):
+        before = len(heard)
+        for call in loop.wait(10.0):
+            call()
+        assert len(heard) > before, f"nothing is heard in turn {turn}"
