@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -154,7 +155,7 @@ class Launcher:
                 scheme = "https" if self._options.tls_certificate_file else "http"
                 words = f"ready: {http_listener.url(self._listener, scheme=scheme)}, context length {length}"
                 # On standard output alone, for people and what they start an engine from; a collector reads both.
-                print(words, flush=True) if self._options.log_format == "text" else logger.info("%s", words)
+                _say(words) if self._options.log_format == "text" else logger.info("%s", words)
         else:
             logger.info("%s", phase)
 
@@ -329,3 +330,14 @@ class Launcher:
 
 def _again(process: Process) -> str:
     return f", incarnation {process.incarnation}" if process.incarnation > 1 else ""
+
+
+def _say(words: str) -> None:
+    """To whoever reads standard output. That nobody does any more is no reason to end, now or at the interpreter's last flush."""
+    try:
+        print(words, flush=True)
+    except OSError as error:
+        logger.warning("standard output takes nothing: %s", error)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -106,6 +106,18 @@ def test_an_api_server_that_dies_in_the_moment_in_which_all_are_ready_comes_back
     assert one.wait() == 0
 
 
+def test_an_engine_whose_output_nobody_reads_serves_all_the_same(launched: Any) -> None:
+    one = launched({**SERVES, "api-server 0": "bound,wait,ready=0"})
+    one.until(f"pid {one.pid('API server 0')} does wait")
+    one.process.stdout.close()
+    one.process.stdout = None
+    os.kill(one.pid("API server 0"), signal.SIGUSR1)
+    one.until("ready after")
+    one.until("was given")
+    one.process.terminate()
+    assert one.wait() == 0
+
+
 @pytest.mark.parametrize("phase", ["unregistered", "stage=import,unregistered", "bound,deaf"])
 def test_a_death_while_starting_takes_the_others_with_it(launched: Any, phase: str) -> None:
     one = launched({"api-server 0": phase.replace(",unregistered", ",deaf"), "engine-core 0": "wait,exit=5"})
