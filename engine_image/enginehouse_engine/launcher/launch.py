@@ -289,7 +289,11 @@ class Launcher:
         """A model on this machine is found at once; a download gets a process of its own."""
         if not self._options.model.startswith("hf://"):
             return self._configure(model_search.on_this_machine(self._options.model))
-        return self._lifecycle.started(model_search.MODEL_FETCH_PROCESS, pid=self._spawner.download())
+        try:
+            pid = self._spawner.download()
+        except OSError as error:
+            return self._lifecycle.refused(Cause(termination.EXCEPTION, f"the model's download cannot be started: {error}"))
+        return self._lifecycle.started(model_search.MODEL_FETCH_PROCESS, pid=pid)
 
     def _configure(self, model: str | Cause) -> list[Action]:
         if isinstance(model, Cause):
@@ -308,9 +312,11 @@ class Launcher:
     def _prepare(self) -> list[Action]:
         try:
             config = engine_config(self._options, self._model_path, address=self._address)
+            configuration.save(config, self._files.config)
         except ConfigError as error:
             return self._lifecycle.refused(model_search.refusal(error))
-        configuration.save(config, self._files.config)
+        except OSError as error:
+            return self._lifecycle.refused(Cause(termination.EXCEPTION, f"the engine's configuration cannot be written: {error}"))
         return self._lifecycle.model_found()
 
     def _start(self, chosen: tuple[Process, ...]) -> list[Action]:

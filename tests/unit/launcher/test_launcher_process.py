@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,30 @@ def test_an_engine_whose_output_nobody_reads_serves_all_the_same(launched: Any) 
     one.until("was given")
     one.process.terminate()
     assert one.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ((), "the engine's configuration cannot be written"),
+        (("--model", "hf://org/model"), "the model's download cannot be started"),
+    ],
+)
+def test_a_folder_that_takes_no_file_any_more_is_the_cause_of_an_end(
+    launched: Any, tmp_path: Path, flags: tuple[str, ...], what: str
+) -> None:
+    """As on a disk that is full."""
+    monitor = FakeMonitor(tmp_path / "monitor")
+    one = launched(SERVES, "--monitor-socket", str(tmp_path / "monitor"), *flags)
+    monitor.accept()
+    monitor.hear_until(is_state("Starting"))
+    (folder,) = one.temporary.iterdir()
+    shutil.rmtree(folder)
+    monitor.say(type="stored")
+    monitor.hear_until(is_state("Failed"))
+    assert one.wait() == 1
+    assert f"the engine ends: Exception: {what}: " in one.text()
+    monitor.close()
 
 
 @pytest.mark.parametrize("phase", ["unregistered", "stage=import,unregistered", "bound,deaf"])
