@@ -91,7 +91,10 @@ class MonitorLink:
         """A process is gone, or could not be started. Deaths are told again to a new monitor, planned exits are not."""
         self._processes.pop(process, None)
         if not message["planned"]:
-            self._deaths.append(message)
+            # A row keeps the evidence of the newest; of all together a new monitor would be handed more than a socket takes.
+            for death in self._deaths:
+                death.pop("evidence", None)
+            self._deaths.append(dict(message))
         self._send(message)
 
     def state(self, message: dict[str, Any]) -> None:

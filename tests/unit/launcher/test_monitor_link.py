@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from enginehouse_engine.launcher import datagrams, messages
 from enginehouse_engine.launcher.event_loop import EventLoop
+from enginehouse_engine.launcher.evidence import MOST_CHARACTERS
 from enginehouse_engine.launcher.monitor_link import LONGEST_RETRY_SECONDS, MonitorLink
+from enginehouse_engine.launcher.process import ENGINE_CORE, Process
 
 
 def test_a_monitor_that_hangs_up_at_once_is_asked_less_and_less_often(tmp_path: Path) -> None:
@@ -45,6 +48,25 @@ def test_a_monitor_that_hangs_up_at_once_is_asked_less_and_less_often(tmp_path: 
             callback()
         assert heard == [messages.Stored()]
         assert link.retry_at - now == pytest.approx(pauses[0])
+
+
+def test_a_monitor_that_does_not_read_yet_is_handed_everything_whatever_language_the_evidence_is_in(tmp_path: Path) -> None:
+    """What it has not read has to fit into the socket: else it would never get to hear the state, at no attempt."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(tmp_path / "monitor"))
+        server.listen()
+        link = MonitorLink(path=str(tmp_path / "monitor"), own_pipe=server.fileno(), loop=EventLoop(), heard=lambda message: None)
+        for incarnation in range(8):
+            core = Process(role=ENGINE_CORE, rank=0, index=0, incarnation=incarnation)
+            link.exited(core, {"type": "exited", "planned": False, "incarnation": incarnation, "evidence": "é" * MOST_CHARACTERS})
+        link.state({"type": "state"})
+        link.connect(0.0)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(10)
+            heard = [json.loads(connection.recv(datagrams.MAX_MESSAGE_BYTES)) for _ in range(10)]
+    assert [message["type"] for message in heard] == ["hello", *["exited"] * 8, "state"]
+    assert [message["incarnation"] for message in heard if "evidence" in message] == [7], "the row keeps no other"
 
 
 def test_descriptors_of_an_empty_message_are_given_back() -> None:
