@@ -41,9 +41,11 @@ def launch(options: Options, *, command_line: CommandLine = command_lines.comman
         # A member that is not the leader listens nowhere.
         listener = None if options.member else http_listener.bind(options.host, options.port)
         door = http_listener.bind(own_name(options.leader), MEMBERS_PORT) if _has_a_door(options) else None
+        run_directory = make_run_directory()
     except http_listener.BindError as error:
         return end(error.cause)
-    run_directory = make_run_directory()
+    except OSError as error:
+        return end(Cause(termination.EXCEPTION, f"there is no folder for the engine's files: {error}"))
     logs = Logs(json=options.log_format == "json")
     logs.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from enginehouse_engine.launcher import children
+from enginehouse_engine import options
+from enginehouse_engine.launcher import children, main
 from enginehouse_engine.launcher.main import make_run_directory
 from fake_monitor import FakeMonitor, is_state
 from launched_engine import DEADLINE_SECONDS
@@ -117,6 +119,19 @@ def test_an_engine_whose_output_nobody_reads_serves_all_the_same(launched: Any) 
     one.until("was given")
     one.process.terminate()
     assert one.wait() == 0
+
+
+def test_without_room_for_a_folder_it_says_so_and_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/enginehouse-x")
+
+    monkeypatch.setattr(main, "make_run_directory", full)
+    for name in ("become_reaper", "raise_descriptor_limit"):
+        monkeypatch.setattr(children, name, lambda: None)  # this process is the tests'
+    assert main.launch(options.parse(["--executor", "Simulated", "--port", "0"])) == 1
+    assert "the engine ends: Exception: there is no folder for the engine's files: [Errno 28]" in caplog.text
 
 
 @pytest.mark.parametrize(
