@@ -121,6 +121,9 @@ def reason_to_refuse(found: Hello, *, expected: Hello, joined: frozenset[int]) -
     for name in found.__struct_fields__:
         ours, theirs = getattr(expected, name), getattr(found, name)
         if name not in (("member", "members", "data") if grows else ("member",)) and ours != theirs:
+            if name == "replica_uid":
+                # Whoever knows the leader's is let in, so that nobody hears it from here.
+                return f"the leader is of another replica than {theirs!r}"
             return f"the leader has {name} {ours}, this member {theirs}"
     if found.member < 1 or not (grows or found.member < expected.members):
         return f"there is no member {found.member}: they are 1 to {expected.members - 1}"

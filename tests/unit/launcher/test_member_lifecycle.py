@@ -428,13 +428,23 @@ HELLO = Hello(
         ({"member": 0}, "there is no member 0: they are 1 to 2"),
         ({"member": 3}, "there is no member 3: they are 1 to 2"),
         ({"member": 2, "version": 2}, "the leader has version 1, this member 2"),
-        ({"member": 2, "replica_uid": "v"}, "the leader has replica_uid u, this member v"),
+        ({"member": 2, "replica_uid": "v\n"}, "the leader is of another replica than 'v\\n'"),
         ({"member": 2, "members": 4}, "the leader has members 3, this member 4"),
     ],
 )
 def test_who_may_join(changes: dict[str, object], reason: str) -> None:
     found = msgspec.structs.replace(HELLO, **changes)
     assert reason_to_refuse(found, expected=HELLO, joined=frozenset({1})) == reason
+
+
+def test_a_stranger_is_not_told_the_uid_that_lets_it_in() -> None:
+    expected = msgspec.structs.replace(HELLO, replica_uid="0c0ffee0")
+    for name in Hello.__struct_fields__:
+        other = "v" if isinstance(getattr(HELLO, name), str) else 63
+        found = msgspec.structs.replace(HELLO, **{"replica_uid": "v", name: other})
+        refusal = reason_to_refuse(found, expected=expected, joined=frozenset())
+        assert refusal
+        assert expected.replica_uid not in refusal
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_leader_that_does_not_come_is_named(members: MakeMembers, host: str) -
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--replica-uid=another"], "the leader has replica_uid replica, this member another"),
+        (["--replica-uid=another"], "the leader is of another replica than 'another'"),
         (["--tensor-parallel=1", "--pipeline-parallel=2"], "the leader has tensor 2, this member 1"),
     ],
 )
