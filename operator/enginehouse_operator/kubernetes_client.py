@@ -9,6 +9,7 @@ discovered at start and objects stay plain dictionaries. Does not watch (``handl
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -96,6 +97,9 @@ _WRITTEN: Final = (
 BY_KIND: Final = {kind.word: kind for kind in _WRITTEN}
 """Of what the operator makes."""
 
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""Of whatever is read by its name."""
+
 Raw = dict[str, Any]
 _decode = msgspec.json.Decoder().decode
 
@@ -138,6 +142,8 @@ class KubernetesClient:
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """The object, or None when there is none."""
+        if not _NAME.fullmatch(name):
+            return None  # No object has it. Users name claims as they like, and "../" would lead to what is not theirs.
         try:
             return await self._send("GET", kind.path(namespace, name), counted=("get", kind.plural))
         except NotFound:

@@ -68,6 +68,26 @@ async def connected() -> AsyncIterator[client.KubernetesClient]:
         await runner.cleanup()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../other/persistentvolumeclaims/theirs",
+        "../pods?watch=true&timeoutSeconds=14",
+        "theirs?watch=true",
+        "theirs#",
+        "..",
+        ".",
+        "",
+        "%2e%2e/pods",
+        "line\nfeed",
+        "claim\n",
+    ],
+)
+async def test_a_name_that_no_object_can_have_asks_for_nothing(connected: client.KubernetesClient, name: str) -> None:
+    assert await connected.get(client.CLAIMS, "n", "models-0.of.team") is not None, "the server has whatever it is asked for"
+    assert await connected.get(client.CLAIMS, "n", name) is None
+
+
 async def test_every_request_is_counted_by_verb_kind_and_what_came_of_it(connected: client.KubernetesClient) -> None:
     def counted() -> dict[tuple[str, ...], float]:
         (family,) = metrics.API_REQUESTS.collect()
