@@ -102,8 +102,10 @@ class Reconciler:
         refused = await self._actor.dry_run(engine, copy)
         if refused is not None:
             return [refused]
-        missing = [claim for claim in claims(copy) if await self._client.get(CLAIMS, engine.namespace, claim) is None]
-        return [claim_not_found(claim) for claim in missing]
+        for claim in claims(copy):
+            if await self._client.get(CLAIMS, engine.namespace, claim) is None:
+                return [claim_not_found(claim)]  # The first will do: a template may name ten thousand.
+        return []
 
     async def _write_replicas(
         self, world: World, replicas: tuple[Replica, ...], problems: list[tuple[str, Problem]], now: datetime

@@ -236,14 +236,14 @@ def _volumes(copy: EngineCopy, *, ordinal: int) -> tuple[list[dict[str, Any]], l
 
 
 def claims(copy: EngineCopy) -> tuple[str, ...]:
-    """Names of the volume claims that a member mounts, those of the template included."""
+    """Names of the volume claims that a member mounts, those of the template included, each once."""
     named = [volume.get("persistentVolumeClaim") for volume in _volumes(copy, ordinal=0)[0]]
     named += [
         volume.get("persistentVolumeClaim")
         for volume in (copy.template.get("spec") or {}).get("volumes") or ()
         if isinstance(volume, dict)
     ]
-    return tuple(str(claim["claimName"]) for claim in named if isinstance(claim, dict) and claim.get("claimName"))
+    return tuple(dict.fromkeys(str(claim["claimName"]) for claim in named if isinstance(claim, dict) and claim.get("claimName")))
 
 
 def _key(reference: KeyRef) -> dict[str, str]:

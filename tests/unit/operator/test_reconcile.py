@@ -12,7 +12,7 @@ from memory_stage import NOW, PODS, REPLICAS, Stage, leader_says
 
 from enginehouse_operator import metrics, names, reasons
 from enginehouse_operator.events import WARNING, Events
-from enginehouse_operator.kubernetes_client import ApiError, Conflict, Forbidden, Unavailable
+from enginehouse_operator.kubernetes_client import CLAIMS, ApiError, Conflict, Forbidden, Kind, Unavailable
 
 
 @pytest.fixture
@@ -98,6 +98,29 @@ async def test_a_foreign_port_and_owner_on_a_service_are_left_alone(serving: Sta
     service["metadata"]["ownerReferences"].append(owner)
     await serving.one_pass()
     assert serving.api.written() == []
+
+
+async def test_a_template_that_names_ten_thousand_claims_costs_a_pass_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = [{"name": f"v-{number}", "persistentVolumeClaim": {"claimName": f"c-{number}"}} for number in range(10_000)]
+    stage = Stage(template={"spec": {"volumes": named}})
+    asked, get = [], stage.api.get
+
+    async def counted(kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        asked.extend([name] if kind == CLAIMS else [])
+        return await get(kind, namespace, name)
+
+    monkeypatch.setattr(stage.api, "get", counted)
+    await stage.one_pass()
+    assert asked == ["c-0"]
+    assert stage.condition("Ready") == ("False", reasons.CLAIM_NOT_FOUND)
+    for volume in named:
+        volume["persistentVolumeClaim"] |= {"claimName": "c-0"}
+    stage.change("inferenceengines", "e", spec={"template": {"spec": {"volumes": named}}}, metadata={"generation": 2})
+    stage.api.put(CLAIMS.plural, {"metadata": {"name": "c-0"}})
+    asked.clear()
+    await stage.one_pass()
+    assert asked == ["c-0"]
+    assert len(stage.api.of(REPLICAS)) == 1
 
 
 async def test_a_role_with_more_rights_is_put_right(serving: Stage) -> None:
