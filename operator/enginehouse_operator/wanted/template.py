@@ -110,6 +110,8 @@ def _merge_container(pod: dict[str, Any], container: Any, where: str) -> None:
     for argument in _list(overlay.get("args", []), f"{where}.args"):
         if not isinstance(argument, str) or argument.split("=", 1)[0] in OWNED_FLAGS:
             raise _refused(f"{where}.args", f"{argument!r} is set by the operator, from the fields of the engine's spec")
+        if "$(" in argument.split("=", 1)[0]:
+            raise _refused(f"{where}.args", f"which flag {argument!r} is depends on a variable: write it out, as in --FLAG=$(NAME)")
     _no_clash(engine["volumeMounts"], overlay.get("volumeMounts"), "mountPath", f"{where}.volumeMounts")
     if any(mount.get("name") == names.MONITOR_TOKEN_VOLUME for mount in overlay.get("volumeMounts") or ()):
         raise _refused(f"{where}.volumeMounts", REFUSED["spec.automountServiceAccountToken"])

@@ -254,7 +254,7 @@ def test_an_overlay_is_merged_by_the_table() -> None:
             "containers": [
                 {
                     "name": "engine",
-                    "args": ["--dtype=float16"],
+                    "args": ["--dtype=$(A)"],
                     "env": [{"name": "A", "value": "b"}],
                     "volumeMounts": [{"name": "models", "mountPath": "/models"}],
                     "imagePullPolicy": "Never",
@@ -269,7 +269,7 @@ def test_an_overlay_is_merged_by_the_table() -> None:
     assert manifest["spec"]["nodeSelector"] == {"gpu": "l40s"}
     assert manifest["spec"]["securityContext"]["runAsUser"] == 7
     assert manifest["spec"]["securityContext"]["runAsNonRoot"] is True
-    assert engine["args"][-1] == "--dtype=float16"
+    assert engine["args"][-1] == "--dtype=$(A)"
     assert {"name": "A", "value": "b"} in engine["env"]
     assert {"name": "models", "mountPath": "/models"} in engine["volumeMounts"]
     assert engine["imagePullPolicy"] == "Never"
@@ -304,6 +304,8 @@ def test_a_key_that_the_operator_owns_is_refused_with_its_reason(path: str) -> N
         {"spec": {"containers": [{"name": "engine", "args": ["--port=1"]}]}},
         {"spec": {"containers": [{"name": "engine", "args": ["--model", "x"]}]}},
         {"spec": {"containers": [{"name": "engine", "args": [1]}]}},
+        {"spec": {"containers": [{"name": "engine", "args": ["$(A)"], "env": [{"name": "A", "value": "--port=1"}]}]}},
+        {"spec": {"containers": [{"name": "engine", "args": ["--$(A)=1"]}]}},
         {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "x", "mountPath": "/tmp/"}]}]}},
         {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "monitor-token", "mountPath": "/x"}]}]}},
         {"metadata": {"labels": {"enginehouse.dev/serving": "true"}}},
