@@ -44,7 +44,8 @@ def _grouped(findings: Iterable[Finding]) -> list[tuple[Finding, int]]:
 
 def _finding(finding: Finding, others: int, screen: Screen) -> Iterable[str]:
     more = f", and {others} more" if others else ""
-    yield f"{screen.paint(finding.reason, 'passing')}  {screen.paint(finding.about + more, 'faint')}"
+    reason, about = printable(finding.reason), printable(finding.about)
+    yield f"{screen.paint(reason, 'passing')}  {screen.paint(about + more, 'faint')}"
     yield from _wrapped(finding.message[:MESSAGE_CHARACTERS], screen, first=_INDENT)
     for line in finding.evidence.strip().splitlines()[-EVIDENCE_LINES:]:
         yield screen.paint(f"{_INDENT}| {printable(line)}"[: screen.columns].rstrip(), "faint")

@@ -210,6 +210,18 @@ async def test_the_evidence_of_a_death_is_shown_at_its_end_and_without_what_move
     assert "\x1b" not in text
 
 
+async def test_a_class_of_an_engines_own_invention_moves_no_cursor() -> None:
+    stage = await rank_hung()
+    (replica,) = stage.api.of(REPLICAS)
+    (row,) = replica["status"]["members"]
+    row["failures"][0] |= {"class": "\x1b[2JSignal"}
+    stage.change(REPLICAS, replica["metadata"]["name"], status={"members": [row]})
+    await stage.settle()
+    text = why_text(answer(stage), screen=Screen())
+    assert "[2JSignal  " in text, "as a reason"
+    assert "\x1b" not in text
+
+
 async def test_an_engine_that_is_ready_says_so_in_one_line() -> None:
     found = answer(await serving())
     assert why_text(found, screen=Screen()) == "e is Ready: 1 of 1 replicas serve (AllReplicasServe)\n"
