@@ -181,6 +181,23 @@ def test_a_monitor_writes_nothing_else(confined: Confined) -> None:
         confined.monitor("no pod").apply(replace(own, state="Serving"), resource_version=None)
 
 
+def test_a_monitor_owns_no_row_but_its_own(confined: Confined) -> None:
+    own, other = confined.rows["pod-0"], replace(confined.rows["pod-1"], ranks=({"rank": 1, "state": "Dead"},))
+    confined.monitor("pod-0").apply(own, resource_version=None)
+    confined.monitor("pod-1").apply(other, resource_version=None)
+    both = {"members": [own.fields(), other.fields()]}
+    # The other would then take a row that is not its own away with its next write, which is denied: it could say no more.
+    as_the_other = confined.patch("pod-0", both, manager="pod-1")
+    # What two have applied stays when one leaves it out.
+    beside_the_other = confined.patch("pod-0", both, manager="pod-0")
+    assert confined.patch("pod-0", {"members": []}, manager="pod-0")[0] == 200
+    confined.monitor("pod-1").apply(replace(other, state="Serving", ranks=()), resource_version=None)
+    (left,) = written(confined)["members"]
+    assert (left["name"], left["state"], left.get("ranks") or []) == ("pod-1", "Serving", [])
+    for code, words in (as_the_other, beside_the_other):
+        assert (code, "a monitor writes as the manager" in words) == (422, True)
+
+
 def test_a_row_that_another_pod_of_the_name_has_is_not_touched(confined: Confined) -> None:
     rows = [{"name": "pod-0", "uid": "of the one before", "state": "Failed"}]
     confined.set_status({"members": rows})
