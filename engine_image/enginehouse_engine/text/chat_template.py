@@ -10,13 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_FAULTS: Final = (
+    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    *(SyntaxError, MemoryError),
+)
+"""What a program from outside can raise: on values that it did not expect, and when it is compiled, which Jinja leaves to Python in
+part."""
 
 
 class ChatTemplateError(Exception):
@@ -44,7 +51,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except _FAULTS as error:
             raise ChatTemplateError(f"the model's chat template does not compile: {error}") from error
         self._special_tokens = dict(special_tokens)
 
@@ -54,8 +61,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
             )
-        # What a program from outside can raise on values that it did not expect.
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except _FAULTS as error:
             raise ChatTemplateError(f"the model's chat template refused the messages: {error}") from error
 
 

@@ -73,6 +73,7 @@ def test_the_templates_own_refusal_reaches_the_caller() -> None:
         "{{ messages[9].content.x }}",
         "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
         "{{ range(1000000000) | list }}",
+        "{{ 'a' * 4611686018427387904 }}",
     ],
 )
 def test_a_template_that_misbehaves_is_refused(source: str) -> None:
@@ -80,6 +81,17 @@ def test_a_template_that_misbehaves_is_refused(source: str) -> None:
         ChatTemplate(source, special_tokens={}).render([{"role": "user", "content": "x"}])
 
 
-def test_a_template_that_is_no_template_is_refused_when_it_is_loaded() -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for %}",
+        "{% break %}",
+        "{% for m in messages %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "-" * 5000 + "1 }}",
+        "{{ " + "9" * 5000 + " }}",
+    ],
+    ids=["no template", "no loop", "too many loops", "too deep", "too long"],
+)
+def test_a_template_that_is_no_template_is_refused_when_it_is_loaded(source: str) -> None:
     with pytest.raises(ChatTemplateError, match="does not compile"):
-        ChatTemplate("{% for %}", special_tokens={})
+        ChatTemplate(source, special_tokens={})
