@@ -2,12 +2,12 @@
 runs into.
 
 Uvicorn waits for ever for the first request of a connection, and for the next one after anything has come since the last
-response; it collects heads without bound; it holds a response back while the client does not read it, for ever too, and whoever
-waits for it holds what it is about to send. When a server goes, it closes connections just when their clients may use them again:
-what they send then is lost.
+response; it collects heads without bound, and trailers, which may follow a body; it holds a response back while the client does not
+read it, for ever too, and whoever waits for it holds what it is about to send. When a server goes, it closes connections just when
+their clients may use them again: what they send then is lost.
 Invariants: a connection whose request's head is not complete within the keep-alive time, or after 64 KiB, is closed, and so is one
-whose client takes nothing for two minutes while more than 64 KiB wait for it; a client that has read the end of a connection's last
-response knows that it is the last.
+that brings as much which is no body, and one whose client takes nothing for two minutes while more than 64 KiB wait for it; a
+client that has read the end of a connection's last response knows that it is the last.
 Does not bound bodies (``endpoints.py``), does not know when the server goes (``server.py``, ``serving.py``).
 """
 
@@ -34,6 +34,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     """Runs while a head is awaited."""
     _head_bytes = 0
+    """Of a head, or of what came since the last piece of a body and is none."""
     _stall_timer: asyncio.TimerHandle | None = None
     """Runs while so much waits to be read that no more is taken."""
     stall_seconds = MOST_STALL_SECONDS
@@ -60,7 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head_timer is None:
             self._stay_idle()
-        elif self._head_bytes > MOST_HEAD_BYTES:
+        if self._head_bytes > MOST_HEAD_BYTES:
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -70,7 +71,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_complete()
+        self._head_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def end_with_response(self) -> None:
         """To be called before the last part of a response is sent: the connection ends with it."""

@@ -147,6 +147,16 @@ def test_a_head_without_end_is_not_collected(http: httpx.Client, server: ApiServ
     assert http.get("/health", headers={"X-Long": "a" * 30_000}).status_code == 200
 
 
+@pytest.mark.parametrize("line", [b"X-Endless: ", b""], ids=["one", "many"])
+def test_trailers_without_end_are_not_collected(http: httpx.Client, server: ApiServer, line: bytes) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    piece = b"a" * 0x10000 if line else (b"X-Short: " + b"a" * 0x4000 + b"\r\n") * 4
+    with server.raw(head + line) as connection, pytest.raises(ConnectionError):
+        connection.sendall(piece * 400)
+    with server.raw(head + b"X-Short: a\r\n\r\n") as connection:
+        assert read_until(connection, b"}").startswith(b"HTTP/1.1 400 "), "as a body that is empty"
+
+
 def test_ignored_and_harmless_parameters_change_nothing(http: httpx.Client) -> None:
     ignored = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "s"}
     harmless = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "n": None, "stop": None, "seed": None}
