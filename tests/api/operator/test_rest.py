@@ -14,7 +14,7 @@ MOST_RESIDENT_BYTES = 120 * 1024 * 1024
 REST_SECONDS = 60
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow  # a minute; on the Kubernetes of `make test` the minute of tests/cluster/test_settled_world.py shows it
 def test_two_settled_engines_cause_no_write_in_a_minute_and_cost_little_memory(stage: Stage) -> None:
     operator = stage.operator()
     for name in ("one", "two"):
