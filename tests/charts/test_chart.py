@@ -6,8 +6,10 @@ Not done here: whether the operator runs in it (`tests/cluster`).
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ import yaml
 import crd_schema
 from chart_values import CHART
 from localkube import cluster
+from localkube.binaries import KUBERNETES
 from localkube.errors import LocalkubeError
-from rendered_chart import HelmError, Render, of_kind
+from rendered_chart import RELEASE, HelmError, Render, of_kind
 
 pytestmark = pytest.mark.api
 
@@ -90,11 +93,24 @@ def test_wrong_values_are_refused_before_anything_is_sent(values: dict[str, obje
         render(**values)
 
 
+def test_a_chart_that_depends_on_this_one_may_switch_it_on_and_off(api_cluster: cluster.Cluster, tmp_path: Path) -> None:
+    """By a condition, whose value reaches this chart among its own."""
+    needs = {"name": CHART.name, "version": ">=0-0", "condition": f"{CHART.name}.enabled"}
+    parent = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [needs]}
+    (tmp_path / "Chart.yaml").write_text(json.dumps(parent))
+    shutil.copytree(CHART, tmp_path / "charts" / CHART.name)
+    for enabled in ("true", "false"):
+        command = [str(api_cluster.binaries / "helm"), "template", RELEASE, str(tmp_path), "--kube-version", f"{KUBERNETES}.0"]
+        command += ["--set", f"{CHART.name}.enabled={enabled}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "kind: Deployment" in done.stdout) == (0, enabled == "true"), done.stderr
+
+
 def test_every_value_has_a_comment_and_a_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     text = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(text)
-    assert values.keys() == schema["properties"].keys() - {"global"}
+    assert values.keys() == schema["properties"].keys() - {"global", "enabled"}
     for name, value in values.items():
         nested = schema["properties"][name]
         if "properties" in nested and name != "resources":
