@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -26,6 +26,17 @@ class HelmError(Exception):
     """helm refused; its words."""
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML wants that. PyYAML and helm take the last one, what other tools do with a chart ends there."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"keys that stand twice: {twice}", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 @pytest.fixture
 def render(api_cluster: cluster.Cluster, namespace: str) -> Render:
     """The objects that helm would send, with values as `--set-json` takes them."""
@@ -39,7 +50,7 @@ def render(api_cluster: cluster.Cluster, namespace: str) -> Render:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             raise HelmError(done.stderr)
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
+        return [document for document in yaml.load_all(done.stdout, Loader=_EachKeyOnce) if document]
 
     return run
 

@@ -58,6 +58,39 @@ def test_every_object_and_the_operators_pod_carry_the_common_labels(watch: str, 
     assert (of_pods["team"], of_pods["tier"], of_pods["app.kubernetes.io/component"]) == ("y", "1", "operator")
 
 
+def test_labels_of_monitoring_stand_once_and_win_over_the_common_ones(render: Render) -> None:
+    mine = {"team": "y", "grafana_dashboard": "mine"}
+    switched_on = {"podMonitors": True, "rules": True, "dashboard": True, "labels": mine}
+    objects = render(commonLabels={"team": "x", "tier": "1"}, monitoring=switched_on)
+    found = [found["metadata"]["labels"] for found in of_kind(objects, "PodMonitor", "PrometheusRule", "ConfigMap")]
+    assert len(found) == 4
+    for labels in found:
+        assert labels.items() >= (mine | {"tier": "1", "app.kubernetes.io/component": "operator"}).items()
+
+
+def test_names_that_are_all_digits_stay_names(render: Render) -> None:
+    """A namespace, say, may be called so. Unquoted they would be numbers, which the API server refuses."""
+    objects = render(
+        watchNamespace="1234", imagePullSecrets=["007"], priorityClassName="1e3", serviceAccount__name="99", nameOverride="42",
+        networkPolicy__enabled=True, monitoring__podMonitors=True,
+    )  # fmt: skip
+    places = {found["metadata"]["namespace"] for found in objects if "namespace" in found["metadata"]}
+    pod, account = pod_of(objects)["spec"], what_is_at("ServiceAccount metadata.name", objects)
+    assert (places, account) == ({"1234"}, "99")
+    assert (pod["serviceAccountName"], pod["priorityClassName"], pod["imagePullSecrets"]) == ("99", "1e3", [{"name": "007"}])
+    assert what_is_at("RoleBinding subjects.0.name", objects) == "99"
+    engines = next(found["spec"] for found in of_kind(objects, "PodMonitor") if "namespaceSelector" in found["spec"])
+    assert engines["namespaceSelector"]["matchNames"] == ["1234"]
+    values = [value for found in objects for value in found["metadata"].get("labels", {}).values()]
+    assert [value for value in values if not isinstance(value, str)] == []
+
+
+def test_labels_may_be_taken_away_with_null(render: Render) -> None:
+    """As whoever overrides the values of a chart below his own does."""
+    objects = render(podLabels=None, commonLabels=None, monitoring__labels=None, monitoring__dashboard=True)
+    assert pod_of(objects)["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+
+
 POD, TEST_POD = "Deployment spec.template.spec", "Pod spec"
 DIGEST = "sha256:" + "0" * 64
 ENV, TOLERATION = {"name": "HTTPS_PROXY", "value": "http://proxy"}, {"key": "gpu", "operator": "Exists"}

@@ -28,15 +28,15 @@
 
 {{/* A small, stable subset: a deployment's selector never changes. */}}
 {{- define "enginehouse.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "enginehouse.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "enginehouse.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
 {{/* Of everything that the chart makes. */}}
 {{- define "enginehouse.chartLabels" -}}
-app.kubernetes.io/name: {{ include "enginehouse.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "enginehouse.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: enginehouse
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -53,7 +53,12 @@ app.kubernetes.io/component: operator
 
 {{/* podLabels win over commonLabels. */}}
 {{- define "enginehouse.podLabels" -}}
-{{- toYaml (mergeOverwrite (include "enginehouse.labels" . | fromYaml) .Values.podLabels) }}
+{{- toYaml (mergeOverwrite (include "enginehouse.labels" . | fromYaml) (default dict .Values.podLabels)) }}
+{{- end }}
+
+{{/* monitoring.labels win over commonLabels: a key that stands twice is no valid YAML. */}}
+{{- define "enginehouse.monitoringLabels" -}}
+{{- toYaml (mergeOverwrite (include "enginehouse.labels" . | fromYaml) (default dict .Values.monitoring.labels)) }}
 {{- end }}
 
 {{- define "enginehouse.operatorImage" -}}
