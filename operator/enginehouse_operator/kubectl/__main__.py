@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = VERBS[flags.verb](Kubectl(flags.kubectl_options), flags)
         sys.stdout.flush()
     except KubectlError as error:
-        print(error, file=sys.stderr)
+        if words := str(error):
+            print(words, file=sys.stderr)
         return TROUBLE
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

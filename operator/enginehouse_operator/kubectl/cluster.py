@@ -1,7 +1,7 @@
 """The user's own kubectl: the only way to the cluster, so that every kubeconfig and every way to log in works.
 
-Invariant: what kubectl says is passed on in its own words; every call but a log that is followed has a deadline. Nothing is
-written but evictions. Does not know what is asked for (``verbs.py``).
+Invariant: what kubectl says is passed on in its own words, at once where a login may wait for its user; every call but a log that
+is followed has a deadline. Nothing is written but evictions. Does not know what is asked for (``verbs.py``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 CALL_SECONDS: Final = 60.0
-"""A login that asks its user in a browser is in it."""
+"""A login that waits for its user, in a browser or with a code, is in it."""
 
 Raw = Mapping[str, Any]
 
 
 class KubectlError(Exception):
-    """What was wanted did not come: kubectl's words."""
+    """What was wanted did not come: kubectl's words, or none where it has said them to the user itself."""
 
 
 class Refused(KubectlError):
@@ -39,9 +39,9 @@ class Kubectl:
         self._program = program
         self._options = tuple(options)
 
-    def get(self, *arguments: str) -> list[Raw]:
-        """Objects, of one kind or several, in the order of the kinds. Raises KubectlError."""
-        found = self._run("get", *arguments, "--output=json", "--ignore-not-found")
+    def get(self, *arguments: str, quietly: bool = False) -> list[Raw]:
+        """Objects, of one kind or several, in the order of the kinds. Raises KubectlError; ``quietly``: with kubectl's words."""
+        found = self._run("get", *arguments, "--output=json", "--ignore-not-found", quietly=quietly)
         if not found.strip():
             return []
         answer: Raw = msgspec.json.decode(found)
@@ -58,7 +58,7 @@ class Kubectl:
             "deleteOptions": {"preconditions": {"uid": metadata["uid"]}},
         }
         path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
-        self._run("create", f"--raw={path}", "--filename=-", stdin=msgspec.json.encode(eviction).decode())
+        self._run("create", f"--raw={path}", "--filename=-", stdin=msgspec.json.encode(eviction).decode(), quietly=True)
 
     def become(self, *arguments: str) -> NoReturn:
         """Let kubectl take this process's place: signals and Ctrl-C are its own then."""
@@ -69,15 +69,20 @@ class Kubectl:
         """What it prints. Raises KubectlError."""
         return self._run(*arguments)
 
-    def _run(self, *arguments: str, stdin: str | None = None) -> str:
+    def _run(self, *arguments: str, stdin: str | None = None, quietly: bool = False) -> str:
+        """``quietly``: its complaints are in the error alone."""
         command = [self._program, *arguments, *self._options]
+        complaints = subprocess.PIPE if quietly else None
         try:
             done = subprocess.run(
-                command, input=stdin, capture_output=True, text=True, errors="replace", timeout=CALL_SECONDS, check=False
-            )
+                command, input=stdin, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace",
+                timeout=CALL_SECONDS, check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise KubectlError(f"kubectl {' '.join(arguments)}: no answer within {CALL_SECONDS:.0f} s") from error
         if done.returncode != 0:
-            words = done.stderr.strip() or f"kubectl {' '.join(arguments)} exited {done.returncode}"
+            words = (done.stderr or "").strip()
+            if not words and (quietly or done.returncode < 0):
+                words = f"kubectl {' '.join(arguments)} exited {done.returncode}"
             raise (Refused if "(TooManyRequests)" in words else KubectlError)(words)
         return done.stdout

@@ -53,7 +53,7 @@ def why_not(kubectl: Kubectl, flags: Flags) -> int:
     engine = _engine(kubectl, flags)
     replicas, pods = _parts(kubectl, flags.name)
     try:
-        events = kubectl.get("events", "--field-selector=type=Warning,involvedObject.kind=Pod")
+        events = kubectl.get("events", "--field-selector=type=Warning,involvedObject.kind=Pod", quietly=True)
     except KubectlError as error:  # they say little that the rest does not: whoever may not read them does without
         print(f"without Events: {error}", file=sys.stderr)
         events = []
@@ -123,7 +123,7 @@ def _to_evict(kubectl: Kubectl, name: str) -> tuple[Raw, Raw | None]:
 def _budgets(kubectl: Kubectl) -> list[Raw]:
     """None where they may not be read: the API server's own words have to do then."""
     try:
-        return kubectl.get("poddisruptionbudgets.policy")
+        return kubectl.get("poddisruptionbudgets.policy", quietly=True)
     except KubectlError:
         return []
 

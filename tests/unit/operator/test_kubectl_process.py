@@ -20,11 +20,13 @@ OPERATOR = Path(__file__).parents[3] / "operator"
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the whole PATH; ``kubectl`` in it prints the file that is named after the kind asked for, and remembers."""
+    """A folder that is the whole PATH; ``kubectl`` in it prints the file that is named after the kind asked for, and remembers.
+    While there is a pipe ``login`` it asks for a code first."""
     script = tmp_path / "kubectl"
     lines = [
         "#!/bin/sh",
         f'printf "%s\\n" "$*" >> {tmp_path}/called',
+        f'test -p "{tmp_path}/login" && {{ echo "enter the code ABCD" >&2; read -r code < "{tmp_path}/login"; }}',
         f'test -f "{tmp_path}/$2.fails" && {{ read -r words < "{tmp_path}/$2.fails"; echo "$words" >&2; exit 1; }}',
         f'test -f "{tmp_path}/$2" && while read -r line; do printf "%s\\n" "$line"; done < "{tmp_path}/$2"',
         "exit 0",
@@ -64,12 +66,18 @@ def test_flags_of_the_cluster_go_with_every_call(starting: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("verb", ["status", "why", "drain", "logs"])
-def test_what_kubectl_complains_of_is_passed_on_in_its_words(verb: str, stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_kubectl_complains_of_is_passed_on_in_its_words(verb: str, stand_in: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for kind in ("inferenceengines.enginehouse.dev", "enginereplicas.enginehouse.dev"):
         (stand_in / f"{kind}.fails").write_text("error: You must be logged in to the server (Unauthorized)\n")
     assert main([verb, "e"]) == 2
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert (said.out, said.err) == ("", "error: You must be logged in to the server (Unauthorized)\n")
+
+
+def test_a_kubectl_that_is_killed_is_told(stand_in: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (stand_in / "kubectl").write_text("#!/bin/sh\nkill -9 $$\n")
+    assert main(["status"]) == 2
+    assert "exited -9" in capfd.readouterr().err
 
 
 def test_without_kubectl_it_says_so(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,4 +125,18 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(starting: Path) -> None:
         assert plugin.stdout is not None
         assert plugin.stderr is not None
         plugin.stdout.close()
+        assert plugin.stderr.read() == ""
+
+
+def test_a_login_asks_its_user_while_it_waits(starting: Path) -> None:
+    """As plugins for credentials do with a code for a device."""
+    os.mkfifo(starting / "login")
+    with started(starting, "status", stdout=subprocess.PIPE) as plugin:
+        assert plugin.stdout is not None
+        assert plugin.stderr is not None
+        assert plugin.stderr.readline() == "enter the code ABCD\n"
+        with (starting / "login").open("w") as answer:
+            (starting / "login").unlink()
+            answer.write("\n")
+        assert "engine/e" in plugin.stdout.read()
         assert plugin.stderr.read() == ""
