@@ -11,6 +11,8 @@ from typing import Any
 
 from enginehouse_operator import names, observe
 
+from .next_steps import on_cluster
+
 Raw = Mapping[str, Any]
 
 
@@ -30,17 +32,18 @@ def is_leaving(pod: Raw, replica: Raw | None) -> bool:
     return "deletionTimestamp" in pod["metadata"] or (replica is not None and "end" in replica["spec"])
 
 
-def drained_words(pod: Raw, replica: str) -> str:
+def drained_words(pod: Raw, replica: str, *, cluster_options: Iterable[str] = ()) -> str:
     """After an eviction that was allowed."""
     engine, namespace = _labels(pod).get(names.LABEL_ENGINE, ""), pod["metadata"]["namespace"]
+    then = on_cluster(f"kubectl enginehouse status {engine} -n {namespace}", cluster_options)
     seconds = pod["spec"].get("terminationGracePeriodSeconds", 0)
     return (
         f"replica {replica} drains: pod {pod['metadata']['name']} is evicted, finishes its requests and is gone "
-        f"within {seconds} s; a successor is made.\n  $ kubectl enginehouse status {engine} -n {namespace}"
+        f"within {seconds} s; a successor is made.\n  $ {then}"
     )
 
 
-def refused_words(pod: Raw, budgets: Iterable[Raw], said: str) -> str:
+def refused_words(pod: Raw, budgets: Iterable[Raw], said: str, *, cluster_options: Iterable[str] = ()) -> str:
     """After an eviction that a budget of disruptions did not allow; ``said`` by the API server."""
     engine, name = _labels(pod).get(names.LABEL_ENGINE, ""), pod["metadata"]["name"]
     budget = names.disruption_budget_name(engine)
@@ -48,10 +51,11 @@ def refused_words(pod: Raw, budgets: Iterable[Raw], said: str) -> str:
     status = {} if ours is None else ours.get("status") or {}
     if ours is None or status.get("disruptionsAllowed", 0) > 0 or "desiredHealthy" not in status:
         return f"pod {name} may not be evicted now: {said}"  # somebody else's, or one that has not been counted yet
+    why = on_cluster(f"kubectl enginehouse why {engine} -n {pod['metadata']['namespace']}", cluster_options)
     return (
         f"pod {name} may not be evicted now: disruption budget {budget} wants {status['desiredHealthy']} ready pods of engine "
         f"{engine}, and there are {status['currentHealthy']}. Wait until all its replicas are Ready "
-        f"(kubectl enginehouse why {engine}), or raise spec.replicas or spec.rollout.maxUnavailable."
+        f"({why}), or raise spec.replicas or spec.rollout.maxUnavailable."
     )
 
 

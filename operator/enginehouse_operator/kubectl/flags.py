@@ -28,6 +28,11 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
     since: str | None = None
 
+    @property
+    def cluster_options(self) -> tuple[str, ...]:
+        """Those that say which cluster: a command that is to be copied goes to the same one."""
+        return tuple(option for option in self.kubectl_options if not option.startswith("--namespace="))
+
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
     """Exits with a message when they make no sense."""

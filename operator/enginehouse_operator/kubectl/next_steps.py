@@ -7,6 +7,8 @@ Does not decide which reason holds (``why.py``).
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -21,15 +23,21 @@ DELETING: Final = "Deleting"
 
 
 class NextStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Words, and the command that begins with it. The command is a template: ``ENGINE`` and ``NAMESPACE`` are filled in."""
+    """Words, and the command that begins with it. The command is a template: ``ENGINE`` and ``NAMESPACE`` are filled in, and which
+    cluster is added."""
 
     words: str
     command: str = ""
 
-    def of(self, engine: str, *, namespace: str) -> NextStep:
+    def of(self, engine: str, *, namespace: str, cluster_options: Iterable[str]) -> NextStep:
         """For this engine."""
         filled = self.command.replace("ENGINE", engine).replace("NAMESPACE", namespace)
-        return NextStep(words=self.words, command=filled)
+        return NextStep(words=self.words, command=on_cluster(filled, cluster_options) if filled else "")
+
+
+def on_cluster(command: str, cluster_options: Iterable[str]) -> str:
+    """To be copied by whoever named a cluster: the present context may be another one, with an engine of the same name."""
+    return " ".join([command, *map(shlex.quote, cluster_options)])
 
 
 def _step(words: str, command: str = "") -> NextStep:

@@ -57,7 +57,7 @@ def why_not(kubectl: Kubectl, flags: Flags) -> int:
     except KubectlError as error:  # they say little that the rest does not: whoever may not read them does without
         print(f"without Events: {error}", file=sys.stderr)
         events = []
-    answer = why(engine, replicas=replicas, pods=pods, events=events)
+    answer = why(engine, replicas=replicas, pods=pods, events=events, cluster_options=flags.cluster_options)
     if flags.as_json:
         _print_json(answer)
     else:
@@ -76,9 +76,9 @@ def drain(kubectl: Kubectl, flags: Flags) -> int:
     try:
         kubectl.evict(pod)
     except Refused as error:
-        print(refused_words(pod, _budgets(kubectl), str(error)), file=sys.stderr)
+        print(refused_words(pod, _budgets(kubectl), str(error), cluster_options=flags.cluster_options), file=sys.stderr)
         return NOT_NOW
-    print(drained_words(pod, name))
+    print(drained_words(pod, name, cluster_options=flags.cluster_options))
     return 0
 
 

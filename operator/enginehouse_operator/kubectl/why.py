@@ -7,7 +7,7 @@ Does not draw (``why_text.py``); the next steps are ``next_steps.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -49,9 +49,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     findings: tuple[Finding, ...]
 
 
-def why(engine: Raw, *, replicas: Iterable[Raw], pods: Iterable[Raw], events: Iterable[Raw]) -> Answer:
+def why(
+    engine: Raw, *, replicas: Iterable[Raw], pods: Iterable[Raw], events: Iterable[Raw], cluster_options: Sequence[str] = ()
+) -> Answer:
     """``events``: the Warnings of its namespace; only those about its pods count."""
     metadata = engine["metadata"]
+    name, namespace = metadata["name"], metadata["namespace"]
     pods = list(pods)
     seen = observe.replicas(engine_uid=metadata["uid"], replica_objects=replicas, pods=pods)
     conditions = _conditions(engine)
@@ -61,13 +64,11 @@ def why(engine: Raw, *, replicas: Iterable[Raw], pods: Iterable[Raw], events: It
     if findings:
         findings += [*_of_deaths(engine, seen), *_of_replicas(wanting), *_of_pods(wanting, events)]
     told = _once(findings)
-    named = [
-        msgspec.structs.replace(finding, next_step=finding.next_step.of(metadata["name"], namespace=metadata["namespace"]))
-        for finding in told
-    ]
+    steps = [finding.next_step.of(name, namespace=namespace, cluster_options=cluster_options) for finding in told]
+    named = [msgspec.structs.replace(finding, next_step=step) for finding, step in zip(told, steps, strict=True)]
     return Answer(
-        engine=metadata["name"],
-        namespace=metadata["namespace"],
+        engine=name,
+        namespace=namespace,
         ready=not findings,
         stalled=(conditions.get("Stalled") or {}).get("status") == "True",
         reason=named[0].reason if named else ready["reason"],

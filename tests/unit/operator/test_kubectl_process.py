@@ -65,6 +65,17 @@ def test_flags_of_the_cluster_go_with_every_call(starting: Path, capsys: pytest.
     assert all(line.endswith("--namespace=team --kubeconfig=/k") for line in called)
 
 
+def test_a_command_to_be_copied_goes_to_the_cluster_that_was_asked(starting: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not to the present context's, which may have an engine of that name as well."""
+    assert main(["why", "e", "-n", "n", "--context", "prod of ours"]) == 1
+    assert "$ kubectl enginehouse status e -n n '--context=prod of ours'\n" in capsys.readouterr().out
+    listed = json.loads((starting / "enginereplicas.enginehouse.dev,pods").read_text())["items"]
+    (pod,) = (raw for raw in listed if raw["kind"] == "Pod")
+    (starting / "pods").write_text(json.dumps(pod) + "\n")
+    assert main(["drain", pod["metadata"]["name"], "--kubeconfig=/k"]) == 0
+    assert "$ kubectl enginehouse status e -n n --kubeconfig=/k\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["status", "why", "drain", "logs"])
 def test_what_kubectl_complains_of_is_passed_on_in_its_words(verb: str, stand_in: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for kind in ("inferenceengines.enginehouse.dev", "enginereplicas.enginehouse.dev"):

@@ -180,6 +180,7 @@ async def test_a_refused_eviction_says_how_many_pods_the_budget_wants_and_there_
     words = drain.refused_words(leader, [budget], "said")
     assert "e-members wants 3 ready pods of engine e, and there are 2" in words
     assert "spec.rollout.maxUnavailable" in words
+    assert "(kubectl enginehouse why e -n n)" in words
     other = {"metadata": {"name": "somebody's"}, "status": budget["status"]}
     for budgets in ([other], [], [budget | {"status": {}}], [budget | {"status": budget["status"] | {"disruptionsAllowed": 1}}]):
         assert drain.refused_words(leader, budgets, "said").endswith(": said")
@@ -189,6 +190,7 @@ def test_flags_of_the_cluster_are_passed_on_to_kubectl() -> None:
     flags = parse(["why", "e", "-n", "team", "--context=prod", "-o", "json"])
     assert (flags.verb, flags.name, flags.as_json) == ("why", "e", True)
     assert flags.kubectl_options == ("--namespace=team", "--context=prod")
+    assert flags.cluster_options == ("--context=prod",)
 
 
 NONSENSE = (["why"], ["drain"], ["logs"], ["nothing"], ["status", "-o", "yaml"], ["drain", "x", "-o", "json"], [])
