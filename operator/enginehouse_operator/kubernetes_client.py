@@ -12,8 +12,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -119,10 +118,7 @@ async def configure() -> transport.Configuration:
         except transport_config.ConfigException as error:
             words = "this is no pod with a service account, and KUBECONFIG or ~/.kube/config names no cluster"
             raise NoCluster(f"{words}: {error}") from error
-    # Once, and not before each request; that would look for passwords too.
-    server = urlsplit(found.host)
-    if found.proxy is None and not proxy_bypass(server.hostname or ""):
-        found.proxy = getproxies().get(server.scheme)
+    # As kopf's watches: a proxy of the kubeconfig's, and none of the environment's.
     found.client_session_kwargs = {"trust_env": False}
     return found
 

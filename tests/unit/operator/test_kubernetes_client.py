@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -41,6 +42,30 @@ def test_an_answer_that_is_no_success_becomes_an_error_of_its_class(
 def test_an_answer_that_is_no_object_is_an_error_in_words(content: bytes) -> None:
     with pytest.raises(client.Unavailable):
         client._result("GET /pods", 502, content)
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{name: here, context: {cluster: here, user: me}}]
+users: [{name: me, user: {token: t}}]
+clusters:
+- name: here
+  cluster: {server: "https://10.96.0.1", %s}
+"""
+
+
+@pytest.mark.parametrize(("words", "proxy"), [("", None), ('proxy-url: "http://ours:3128"', "http://ours:3128")])
+async def test_no_proxy_of_the_environment_comes_between_the_operator_and_the_api_server(
+    words: str, proxy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kopf's watches take none either. NO_PROXY often names networks (10.96.0.0/12), which Python does not understand."""
+    (tmp_path / "config").write_text(KUBECONFIG % words)
+    monkeypatch.setattr(client.transport_config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://everybodys:3128")
+    monkeypatch.setenv("NO_PROXY", "10.96.0.0/12,.svc")
+    assert (await client.configure()).proxy == proxy
 
 
 @pytest.fixture
