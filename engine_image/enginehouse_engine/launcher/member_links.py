@@ -31,12 +31,24 @@ _MOST_HELLO_BYTES: Final = 4096
 
 
 def own_name(leader: str) -> str:
-    """Of the leader, as it can look it up itself: in a pod the kubelet has written down the host name, but not the DNS name."""
+    """Of the leader, as it can look it up itself: in a pod the kubelet has written down the host name, but not the DNS name.
+
+    Of a pod that has addresses of both families it is the IPv4 one: the resolver gives the other first, where members, whose name
+    for the leader is that of a service with one family, would not look.
+    """
     try:
         ipaddress.ip_address(leader)
     except ValueError:
-        return socket.gethostname()
+        return _ipv4_of(socket.gethostname())
     return leader
+
+
+def _ipv4_of(host: str) -> str:
+    """The name itself where it has none."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return host
 
 
 class MemberLinks:
