@@ -29,6 +29,10 @@ logger = logging.getLogger("enginehouse.actors")
 ACTOR_START_SECONDS: Final = 60.0
 """From the placement until an actor answers: a Python start, on a busy machine."""
 
+ACTOR_TURN_SECONDS: Final = 5.0
+"""The same for each actor of all ranks, where that is longer: a node of Ray starts one process after the other, on a quiet machine
+one in a second."""
+
 SHORT_SECONDS: Final = 1.0
 """Free amounts are of a moment ago, and a group has its bundles before it says so: what lasts longer is a shortage."""
 
@@ -59,6 +63,7 @@ class RankActors:
     """Of each bundle, when it was placed."""
     _short_since: float = math.inf
     _is_short: bool = False
+    _start_seconds: float = ACTOR_START_SECONDS
     _start_by: float = 0.0
     _running: bool = False
     _removing: bool = False
@@ -138,7 +143,9 @@ class RankActors:
         if not set(group.nodes.values()) <= by_id.keys():
             return  # A node that has just come or gone: looked at again soon.
         self._nodes = {index: by_id[node] for index, node in group.nodes.items()}
-        self._start_by = now + ACTOR_START_SECONDS
+        actors = sum(1 + len(rank.members) for rank in self.plan.ranks)
+        self._start_seconds = max(ACTOR_START_SECONDS, ACTOR_TURN_SECONDS * actors)
+        self._start_by = now + self._start_seconds
         self.bundles = tuple(_placed(index, node, group) for index, node in sorted(self._nodes.items()))
         try:
             places = placement.positions(wanted, placed=group.nodes, nodes=nodes, driver=self.cluster.own_node)
@@ -170,7 +177,7 @@ class RankActors:
         self._over = True
         for actor in self._actors:
             if actor.where is None:
-                error = TimeoutError(f"{actor.name} did not start in {ACTOR_START_SECONDS:.0f} s")
+                error = TimeoutError(f"{actor.name} did not start in {self._start_seconds:.0f} s")
                 self._ended(actor, Answer(error=error))
 
     def _ended(self, actor: _Actor, answer: Answer) -> None:

@@ -14,10 +14,11 @@ from enginehouse_engine.ray.actors import Where
 from enginehouse_engine.ray.cluster import Answer, Cluster, Group
 from enginehouse_engine.ray.manager_messages import Actors, Ended, WantedRank
 from enginehouse_engine.ray.placement import Node
-from enginehouse_engine.ray.rank_actors import ACTOR_START_SECONDS, SHORT_SECONDS, RankActors
+from enginehouse_engine.ray.rank_actors import ACTOR_START_SECONDS, ACTOR_TURN_SECONDS, SHORT_SECONDS, RankActors
 
 NODES = [Node(id="n0", name="pod-0", member=0, total={"accelerator": 2.0}, free={"accelerator": 2.0})]
 HERE = Where(node="n0", pid=1, devices=())
+MANY = 64
 
 
 @dataclass
@@ -104,6 +105,19 @@ def test_an_actor_that_does_not_start_is_named_in_time(cluster: FakeCluster, ran
     rank.look(NODES, now=2 * ACTOR_START_SECONDS)
     assert len(told) == 1
     assert rank.is_settled
+
+
+def test_an_actor_that_waits_for_its_turn_behind_many_others_has_time_for_that(cluster: FakeCluster, told: list[Ended]) -> None:
+    """A node of Ray starts one process after the other, of all ranks."""
+    ranks = tuple(WantedRank(rank=rank, incarnation=1, members=(0,)) for rank in range(MANY))
+    plan = Actors(engine="e", strategy="Pack", resource="accelerator", ranks=ranks)
+    one = RankActors(cast(Cluster, cluster), ranks[-1], plan, 1, told.append)
+    one.create()
+    one.look(NODES, now=0.0)
+    one.look(NODES, now=2 * MANY * ACTOR_TURN_SECONDS - 0.1)
+    assert told == []
+    one.look(NODES, now=2 * MANY * ACTOR_TURN_SECONDS)
+    assert [ended.message for ended in told][:1] == [f"TimeoutError: e-r{MANY - 1}-i1-core did not start in 640 s"]
 
 
 def test_after_a_removal_nothing_is_told_and_it_is_gone_when_ray_says_so(
