@@ -173,8 +173,8 @@ class MemberLifecycle(Lifecycle):
         return [Start(part.processes)] if self._begun else []
 
     def _obey(self, order: RankOrder, unit: Unit) -> list[Action]:
-        if order.end == "kill" and order.state == UnitState.DRAINING and self._leader_state == UnitState.SERVING:
-            # It leaves, and has nothing to lose or no more time.
+        if order.end == "kill" and order.state == UnitState.DRAINING and self._leader_state not in _PLANNED:
+            # It leaves, and has nothing to lose or no more time; the others start or serve on.
             unit.leaves = True
             return unit.end()
         if order.end == "kill":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,37 @@ def test_a_rank_that_leaves_before_it_served_or_too_late_is_killed_and_nobody_fa
     life.exited(leaves, exit=KILLED, out_of_memory=False)
     life.ordered(orders(RankOrder(2, "Draining", end="kill")))
     assert (life.phase, life.cause) == (Phase.SERVING, None)
+
+
+def test_a_rank_that_is_taken_back_while_the_engine_starts_takes_nobody_of_its_member_along() -> None:
+    common: dict[str, Any] = {
+        "replica_uid": "uid",
+        "startup_timeout_seconds": 100,
+        "drain_timeout_seconds": 60,
+        "hang_stall_seconds": 120,
+        "now": 0.0,
+    }
+    leader = Lifecycle(units=engine_units(api_servers=1, **SHAPE), ranks=RankSet(4, workers=1, workers_each=2), **common)
+    leader.model_found()
+    ranks = RankSet(4, workers=1, workers_each=2)
+    member = MemberLifecycle(
+        units=member_units(member=1, **SHAPE), ranks=ranks, leader="leader", name="member 1 of 2", number=1, **common
+    )
+    member.ordered(remote_workers.orders(leader, 1))
+    member.model_found()
+    stays, leaves = workers(member)
+    for number, worker in enumerate((stays, leaves)):
+        member.started(worker, pid=100 + number)
+        member.registered(worker)
+    remote_workers.reported(leader, 1, member.report())
+    leader.resized(3)
+    assert leader.phase is Phase.STARTING
+    assert killed(member.ordered(remote_workers.orders(leader, 1))) == [leaves]
+    member.exited(leaves, exit=KILLED, out_of_memory=False)
+    remote_workers.reported(leader, 1, member.report())
+    member.ordered(remote_workers.orders(leader, 1))
+    assert reported_by(member) == [(2, 1)]
+    assert (member.phase, member.cause, leader.phase, leader.cause) == (Phase.STARTING, None, Phase.STARTING, None)
 
 
 def test_the_leader_has_workers_of_a_rank_that_leaves_stop_after_their_core() -> None:
