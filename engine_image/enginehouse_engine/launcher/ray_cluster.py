@@ -57,6 +57,8 @@ class RayCluster:
         self._control = control
         self._directory = directory
         self._told: manager_messages.Actors | None = None
+        self._left: dict[int, int] = {}
+        """The last incarnation of each rank that has left the list, for good: a worker of it may be told of after that."""
         self._number = 0
         self._asked: dict[tuple[int, int], int] = {}
         """Ranks and incarnations that the manager may not know of yet, and the list in which they were asked for."""
@@ -157,7 +159,13 @@ class RayCluster:
             strategy=options.ray_strategy,
             resource=self._resource,
         )
-        if wanted is not None and wanted != self._told and not options.member:
+        if wanted is None or options.member:
+            return
+        ranks = tuple(rank for rank in wanted.ranks if rank.incarnation > self._left.get(rank.rank, 0))
+        wanted = msgspec.structs.replace(wanted, ranks=ranks)
+        if wanted != self._told:
+            before = () if self._told is None else self._told.ranks
+            self._left |= {rank.rank: rank.incarnation for rank in before if rank not in ranks}
             self._told = wanted
             self._number += 1
             for rank in wanted.ranks:
