@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+import yaml
+
 from localkube.pki import Authority
 
 COLLECTION = "/apis/enginehouse.dev/v1alpha1/namespaces/here/enginereplicas"
@@ -111,7 +113,7 @@ class FakeApi:
                     return 404, {"kind": "Status", "details": {"name": "replica"}}
                 assert headers["Content-Type"] == "application/apply-patch+yaml"
                 assert query == {"fieldManager": ["pod-0"], "force": ["true"]}
-                return self._apply(json.loads(body))
+                return self._apply(yaml.safe_load(body))
             assert (method, path, query["fieldSelector"]) == ("GET", COLLECTION, ["metadata.name=replica"])
             items = [self._object()] if self.exists else []
             return 200, {"metadata": {"resourceVersion": str(self.version)}, "items": items}

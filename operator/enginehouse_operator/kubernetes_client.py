@@ -20,6 +20,7 @@ from kubernetes.aio import client as transport
 from kubernetes.aio import config as transport_config
 
 from . import metrics, names
+from .apply_body import apply_body
 
 REQUEST_SECONDS: Final = 15.0
 PAGE: Final = 500
@@ -102,7 +103,8 @@ _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 Raw = dict[str, Any]
 _decode = msgspec.json.Decoder().decode
 
-_APPLY: Final = "application/apply-patch+yaml"
+_APPLY: Final = "application/apply-patch+yaml; charset=utf-8"
+"""With a parameter the transport sends a text as it is; without, it makes JSON of it, which is not always YAML."""
 _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
 
@@ -226,7 +228,7 @@ class KubernetesClient:
 
     async def _apply(self, path: str, body: Raw, what: str) -> Raw:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._send("PATCH", path, query, body=body, content_type=_APPLY, counted=("apply", what))
+        return await self._send("PATCH", path, query, body=apply_body(body), content_type=_APPLY, counted=("apply", what))
 
     async def _send(
         self,
@@ -234,7 +236,7 @@ class KubernetesClient:
         path: str,
         query: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         *,
-        body: Raw | Sequence[Raw] | None = None,
+        body: Raw | Sequence[Raw] | str | None = None,
         content_type: str = "application/json",
         counted: tuple[str, str],
     ) -> Raw:

@@ -23,10 +23,10 @@ def test_the_row_is_born_and_changes_beside_other_rows_and_the_operators_status(
     born = world.row()
     assert born == {"name": "pod-0", "uid": "pod-uid", "state": "Starting", "address": "10.0.0.7", "ranks": [], "failures": []}
     launcher.state("Serving", maxContextLength=8192, kvBlocks=1024)
-    launcher.exited(planned=False)
+    launcher.exited(planned=False, message="killed \x7f 🤗")
     row = row_of(world, lambda row: row["state"] == "Serving" and row["failures"])
     assert row["ranks"] == [{"rank": 0, "incarnation": 1, "state": "Serving", "maxContextLength": 8192, "kvBlocks": 1024}]
-    assert row["failures"][0]["class"] == "Signal"
+    assert (row["failures"][0]["class"], row["failures"][0]["message"]) == ("Signal", "killed \x7f 🤗")
     found = world.get()
     assert found["status"]["observedGeneration"] == 1
     assert world.row("pod-1") == {"name": "pod-1", "uid": "other", "state": "Serving"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from enginehouse_operator.apply_body import apply_body
 from enginehouse_operator.monitor.connection import Access, Connection, Unavailable
 from enginehouse_operator.monitor.row import Row
 
@@ -79,9 +80,8 @@ class RowApi:
         }
         query = urlencode({"fieldManager": self.field_manager, "force": "true"})
         path = f"{replicas_path(self.namespace)}/{quote(self.replica)}/status?{query}"
-        # JSON is YAML, so the body needs no YAML library.
         headers = {"Content-Type": "application/apply-patch+yaml"}
-        status, text = self._connection.ask("PATCH", path, body=json.dumps(body).encode(), headers=headers)
+        status, text = self._connection.ask("PATCH", path, body=apply_body(body).encode(), headers=headers)
         said = f"PATCH {path}: {status} {text[:500].decode(errors='replace')}"
         if status in (200, 201):
             return _uid(text, said)

@@ -150,6 +150,16 @@ def test_a_death_that_only_the_launcher_saw_says_so(api: Any, monitor: Any) -> N
     os.close(write_end)
 
 
+def test_a_death_is_in_the_row_whatever_characters_its_cause_and_its_last_lines_have(api: Any, monitor: Any) -> None:
+    launcher = monitor().launcher()
+    launcher.hear()
+    launcher.exited(message="deleted \x7f, \x85, \u2028 and half a 🤗: \udd17", evidence="🚨 the last line")
+    api.wait_for(lambda a: a.row()["failures"])
+    (failure,) = api.row()["failures"]
+    assert failure["message"] == "deleted \x7f, \x85, \u2028 and half a 🤗: \ufffd"
+    assert failure["evidence"] == "🚨 the last line"
+
+
 def test_a_planned_exit_is_no_failure(api: Any, monitor: Any) -> None:
     one = monitor()
     launcher = one.launcher()

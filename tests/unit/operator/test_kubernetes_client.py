@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 
 from enginehouse_operator import kubernetes_client as client
@@ -68,17 +70,9 @@ async def test_no_proxy_of_the_environment_comes_between_the_operator_and_the_ap
     assert (await client.configure()).proxy == proxy
 
 
-@pytest.fixture
-async def connected() -> AsyncIterator[client.KubernetesClient]:
-    """To an API server that refuses to delete, does not know pods' statuses, and hangs up on whoever lists secrets."""
-
-    async def answer(request: web.Request) -> web.Response:
-        if request.path.endswith("/secrets"):
-            assert request.transport is not None
-            request.transport.abort()
-        status = {"DELETE": 403, "PATCH": 404}.get(request.method, 200)
-        return web.json_response({"items": [], "metadata": {}}, status=status)
-
+@contextlib.asynccontextmanager
+async def served(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[client.KubernetesClient]:
+    """A client of an API server that answers so."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
@@ -91,6 +85,21 @@ async def connected() -> AsyncIterator[client.KubernetesClient]:
             yield found
     finally:
         await runner.cleanup()
+
+
+@pytest.fixture
+async def connected() -> AsyncIterator[client.KubernetesClient]:
+    """To an API server that refuses to delete, does not know pods' statuses, and hangs up on whoever lists secrets."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/secrets"):
+            assert request.transport is not None
+            request.transport.abort()
+        status = {"DELETE": 403, "PATCH": 404}.get(request.method, 200)
+        return web.json_response({"items": [], "metadata": {}}, status=status)
+
+    async with served(answer) as found:
+        yield found
 
 
 @pytest.mark.parametrize(
@@ -139,3 +148,17 @@ async def test_every_request_is_counted_by_verb_kind_and_what_came_of_it(connect
     unknown = {("apply", "pods"), ("apply", "enginereplicas/status"), ("patch", "pods"), ("patch", "enginereplicas/status")}
     expected = {(*what, "200") for what in answered} | {(*what, "404") for what in unknown}
     assert counted() == dict.fromkeys(expected | {("delete", "pods", "403"), ("list", "secrets", "0")}, 1.0)
+
+
+async def test_an_apply_is_yaml_whatever_characters_are_in_it() -> None:
+    received = []
+
+    async def answer(request: web.Request) -> web.Response:
+        received.append((request.content_type, yaml.safe_load(await request.read())))
+        return web.json_response({})
+
+    status = {"lastFailure": {"message": "died of \x7f and 🤗"}}
+    seen = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n"}}
+    async with served(answer) as connected:
+        await connected.apply_status(client.PODS, seen, status)
+    assert received == [("application/apply-patch+yaml", seen | {"status": status})]
