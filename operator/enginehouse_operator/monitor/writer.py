@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -142,7 +141,13 @@ class RowWriter:
                 os.eventfd_write(self.event, 1)
 
     def _pause(self, error: Exception) -> None:
-        """Wait before the next attempt, with the jitter that keeps many monitors apart. A changed row does not shorten it."""
+        """Wait before the next attempt, with the jitter that keeps many monitors apart. A changed row does not shorten it; the
+        monitor's end does, since after it nobody tries again."""
         logger.warning("trying again: %s", error)
-        time.sleep(self._retry_seconds * random.uniform(0.5, 1.0))
+        with self._changed:
+            is_last_chance = self._finishing
+            if is_last_chance:
+                self._retry_seconds = FIRST_RETRY_SECONDS
+            seconds = self._retry_seconds * random.uniform(0.5, 1.0)
+            self._changed.wait_for(lambda: self._finishing and not is_last_chance, seconds)
         self._retry_seconds = min(LONGEST_RETRY_SECONDS, 2 * self._retry_seconds)
