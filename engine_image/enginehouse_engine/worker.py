@@ -80,7 +80,7 @@ class Worker:
         )
 
     def profile(self) -> WorkerProfile:
-        """Run the largest steps there can be and measure their peak; the cache they used is gone again afterwards."""
+        """Run the largest step there can be and measure its peak; the cache it used is gone again afterwards."""
         measured = self._measure()
         available = self._budget_bytes() - measured
         logger.info("weights and activations need %d bytes at most, %d are left for the KV cache", measured, max(available, 0))
@@ -157,17 +157,19 @@ class Worker:
 
     @torch.inference_mode()
     def _measure(self) -> int:
-        """Bytes at the peak of the two largest steps, in a cache that consists of the reserved block."""
+        """Bytes at the peak of a step as large as any, in a cache that consists of the reserved block.
+
+        A whole step's prompt beside a batch of single tokens: what the prompt sees is there while all of them choose.
+        """
         config = self._config
         attention = self._allocate(1)
         attention.touch()
         _reset_peak(self._device)
         longest = self._agreed_longest_context()
-        prompt = min(config.max_step_tokens, longest)
-        self._compute(_dummy_step(config, [prompt], [longest], choosing=1), attention, _PROFILE_DEPTH)
-        batch = config.max_batch
-        lengths = [min(longest, max(1, _GATHER_TOKENS // batch))] * batch
-        self._compute(_dummy_step(config, [1] * batch, lengths, choosing=batch), attention, _PROFILE_DEPTH)
+        others = config.max_batch - 1
+        new = [1] * others + [min(config.max_step_tokens, longest)]
+        lengths = [min(longest, max(1, _GATHER_TOKENS // config.max_batch))] * others + [longest]
+        self._compute(_dummy_step(config, new, lengths, choosing=config.max_batch), attention, _PROFILE_DEPTH)
         return _peak_bytes(self._device) - self._resident_before
 
 

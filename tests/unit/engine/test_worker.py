@@ -56,6 +56,24 @@ def test_a_full_cache_and_the_largest_step_stay_within_the_budget(small_models: 
     assert engine.stats().kv_blocks_used == 0
 
 
+def test_the_profile_run_measures_a_long_prompt_beside_a_full_batch(
+    small_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a prompt sees stays in memory while everybody's logits are there: apart, the two need less than together."""
+    steps: list[StepInput] = []
+    compute = Worker._compute
+
+    def noted(worker: Worker, step: StepInput, *others: Any) -> Any:
+        steps.append(step)
+        return compute(worker, step, *others)
+
+    monkeypatch.setattr(Worker, "_compute", noted)
+    Worker(config(small_models["llama"], max_batch=5, max_step_tokens=40), rank=0).profile()
+    found = [(step.choosing, int(step.query_lengths.max()), int(step.context_lengths.max())) for step in steps]
+    assert (5, 40, 512) in found
+    assert all(step.sampling is not None and step.scoring is not None for step in steps)
+
+
 def test_a_step_before_the_cache_is_there_is_refused(small_models: dict[str, Path]) -> None:
     worker = Worker(config(small_models["llama"]), rank=0)
     one = np.ones(1, np.int32)
