@@ -58,7 +58,9 @@ class Tokenizer:
     @cached_property
     def drops_first_space(self) -> bool:
         """Whether the space that a text's first token begins with was added by the tokenizer and is no part of the text."""
-        return not self.byte_level and not _decoder_kinds(self.backend).isdisjoint({"Strip", "Metaspace"})
+        steps = _decoder_steps(self.backend)
+        is_dropped = any(step["type"] == "Strip" or step.get("prepend_scheme", "never") != "never" for step in steps)
+        return is_dropped and not self.byte_level
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text``; with ``add_special_tokens`` what the model expects at the start of a prompt comes first."""
@@ -87,7 +89,9 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         added = self.backend.get_added_tokens_decoder()
-        return {id: token.content.encode() for id, token in added.items()}
+        # A space is written as in every other token: SentencePiece vocabularies have runs of them among those that were added.
+        texts = {id: token.content for id, token in added.items()}
+        return {id: (text if self.byte_level else text.replace("\u2581", " ")).encode() for id, text in texts.items()}
 
     def _spell(self, token: int) -> bytes:
         spelled: str | None = self.backend.id_to_token(token)
@@ -208,7 +212,12 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _decoder_kinds(backend: Backend) -> frozenset[str]:
     """The types in the backend's decoder, such as ``ByteLevel``."""
+    return frozenset(step["type"] for step in _decoder_steps(backend))
+
+
+def _decoder_steps(backend: Backend) -> list[dict[str, Any]]:
+    """The backend's decoder as the library writes it; one in several steps is followed by these."""
     if backend.decoder is None:
-        return frozenset()
-    state = json.loads(backend.decoder.__getstate__())
-    return frozenset({state["type"], *(step["type"] for step in state.get("decoders", ()))})
+        return []
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return [state, *state.get("decoders", ())]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Backend
 
 from enginehouse_engine.text.detokenizer import Detokenizer, StopStrings
 from enginehouse_engine.text.tokenizer import Tokenizer, byte_tokenizer, load
@@ -69,6 +72,27 @@ def test_a_text_that_goes_on_keeps_the_space_before_its_first_word(sentencepiece
     tokens = sentencepiece.encode("the number", add_special_tokens=False)
     assert "".join(_pieces(sentencepiece, tokens)) == "the number"
     assert "".join(_pieces(sentencepiece, tokens, continues=True)) == " the number"
+
+
+_SPACED = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text"),
+    [
+        (_SPACED, "ab   a"),
+        (decoders.Metaspace(prepend_scheme="first"), "ab   a"),
+        (decoders.Metaspace(prepend_scheme="never"), " ab   a"),
+    ],
+    ids=["replaced", "metaspace", "metaspace that adds no space"],
+)
+def test_spaces_of_added_tokens_and_before_the_first_word_are_those_of_the_library(decoder: Any, text: str) -> None:
+    vocabulary = {token: place for place, token in enumerate(["<unk>", "\u2581ab", "a"])}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    backend.decoder = decoder
+    backend.add_tokens([AddedToken("\u2581" * 3, special=False, normalized=False)])
+    tokenizer = Tokenizer(backend=backend)
+    assert "".join(_pieces(tokenizer, [1, 3, 2])) == tokenizer.decode([1, 3, 2]) == text
 
 
 def test_garbage_without_end_does_not_pile_up() -> None:
