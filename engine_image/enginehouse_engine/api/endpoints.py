@@ -167,10 +167,11 @@ class Completions(_Endpoint[CompletionRequest]):
                 )
                 translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="prompt")
                 prompts.append(pack_tokens(prompt))
+            tokens = sum(map(len, prompts)) // TOKEN_BYTES
+            translate.check_prompt_tokens(tokens, answers=answers)
             if not request.echo:
                 return prompts, most, []
             if request.logprobs is not None:
-                tokens = sum(map(len, prompts)) // TOKEN_BYTES
                 translate.check_echo(tokens, answers=answers, logprobs=request.logprobs)
             texts = [part if isinstance(part, str) else tokenizer.decode(part) for part in asked]
             return prompts, most, [Echo(*pair) for pair in zip(texts, prompts, strict=True) for _ in range(answers)]
@@ -222,6 +223,7 @@ class ChatCompletions(_Endpoint[ChatRequest]):
             prompt = _encode(rendered, tokenizer, limit=limit, param="messages", add_special_tokens=False)
             most = translate.answer_tokens(asked, prompt_tokens=len(prompt), limit=limit, default=None, param="messages")
             translate.check_prompt(prompt, vocab_size=tokenizer.vocab_size, param="messages")
+            translate.check_prompt_tokens(len(prompt), answers=request.n or 1)
             return pack_tokens(prompt), most
 
         try:

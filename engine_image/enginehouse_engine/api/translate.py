@@ -19,6 +19,8 @@ from enginehouse_engine.protocol import Sampling
 DEFAULT_COMPLETION_TOKENS: Final = 16
 MOST_SEQUENCES: Final = 2048
 """Answers of one request: prompts times ``n``."""
+MOST_PROMPT_TOKENS: Final = MOST_SEQUENCES * 8192
+"""Of all answers of one request: each has its prompt for itself. A core takes 64 MiB for so many, and 0.7 s to read them."""
 MOST_ECHOED_SCORES: Final = 2**20
 """Log probabilities before the answers of one request: writing out so many takes 4 s of a thread and 100 MiB."""
 
@@ -172,6 +174,16 @@ def check_sequences(prompts: int, choices: int) -> None:
     if prompts * choices > MOST_SEQUENCES:
         raise errors.invalid(
             f"{prompts} prompts with n = {choices}: at most {MOST_SEQUENCES} answers in one request", param="prompt"
+        )
+
+
+def check_prompt_tokens(prompt_tokens: int, *, answers: int) -> None:
+    """Raises ApiError when prompts of so many tokens are too much to be queued once for each of ``answers`` answers."""
+    if prompt_tokens * answers > MOST_PROMPT_TOKENS:
+        raise errors.invalid(
+            f"{prompt_tokens} tokens of prompts with n = {answers}: at most {MOST_PROMPT_TOKENS} in one request, each counted once "
+            "for each answer: ask for fewer answers",
+            param="n",
         )
 
 

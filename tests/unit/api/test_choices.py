@@ -126,3 +126,22 @@ def test_an_echo_that_would_take_gigabytes_to_write_out_is_refused_before_a_core
     with pytest.raises(ApiError) as refused:
         asyncio.run(Completions(service).plan(request, ModelText(TOKENIZER, None), limit=2000, body_bytes=100))
     assert (refused.value.status, refused.value.detail.param) == (400, "logprobs")
+
+
+@pytest.mark.parametrize("long_chat", [False, True])
+def test_answers_whose_prompts_would_take_a_gigabyte_in_a_core_are_refused_before_one_hears_of_them(long_chat: bool) -> None:
+    service: Any = Service(model_name="m", front_end=None, metrics=None)
+    text = ModelText(TOKENIZER, ChatTemplate("{{ messages[0].content }}", special_tokens={}))
+
+    async def plan(n: int) -> None:
+        if long_chat:
+            chat = ChatRequest(model="m", messages=[Message("user", "x" * 2**18)], n=n)
+            await ChatCompletions(service).plan(chat, text, limit=2**20, body_bytes=100)
+        else:
+            completion = CompletionRequest(model="m", prompt=[[120] * 2**16] * 4, n=n)
+            await Completions(service).plan(completion, text, limit=2**17, body_bytes=100)
+
+    asyncio.run(plan(64))
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(plan(65))
+    assert (refused.value.status, refused.value.detail.param) == (400, "n")
