@@ -5,7 +5,7 @@ Invariants: at most one live replica per index; a planned end never takes the nu
 Who goes first when there are too many: an index that waits for a successor, then replicas that do not serve, then those with a
 unit that does not, then those of an older spec, then the highest index. A replica that lost some of its units (ranks, API servers)
 serves on, smaller, and ends when its successor may come and enough others serve. An ended replica stays until its index has a
-successor, whose spec takes over its epoch + 1 and its failures; so its name is never given twice.
+successor, whose spec takes over its epoch + 1 and its failures; so its name is given twice only if somebody deletes that one.
 Does not make members (``plan_replica.py``), does not act, knows no clock but ``now``.
 """
 
